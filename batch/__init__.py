@@ -1,0 +1,1 @@
+"""Spark jobs, run by Airflow: lake ingest, offline features, training examples, quality gates."""

@@ -1,0 +1,163 @@
+"""Tiles: the mergeable partial aggregates that Flink streams and Spark writes by the day.
+
+A tile holds, for one key and one half-open span of event time `[tile_start_ms, tile_start_ms + tile_ms)`, the
+number `n` of events counted in it and one integer per column. Columns only grow as events are added, so of two
+rows of one tile the one with the larger `n` is the newer, and writing it is idempotent and commutative.
+A window is finalised when it is read (`features.algebra`). The idea is Chronon's (airbnb/chronon, `aggregator/`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from features.events import HORIZON_MS, EventType
+from features.names import MS_PER_DAY, MS_PER_MINUTE
+from features.specs import (
+    FINE_WINDOW_MAX_MS,
+    MAX_WINDOW_MS,
+    WINDOWED_FEATURES,
+    Aggregate,
+    Entity,
+    Selection,
+    WindowedFeature,
+)
+
+DAY_TILE_MS = MS_PER_DAY
+STREAMED_RETENTION_MS = 4 * MS_PER_DAY
+"""How long the store keeps streamed tiles, by their start."""
+DAY_RETENTION_MS = MAX_WINDOW_MS + MS_PER_DAY
+"""How long the store keeps day tiles, by their start."""
+
+if FINE_WINDOW_MAX_MS + MS_PER_DAY > STREAMED_RETENTION_MS or HORIZON_MS >= STREAMED_RETENTION_MS:
+    raise AssertionError("streamed tiles must outlive the longest fine window and the horizon of late events")
+
+
+class Merge(StrEnum):
+    """How a column of two tiles is merged, and how an event is added to it."""
+
+    ADD = "add"
+    MAX = "max"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One partial aggregate. `field` is what is added or maximised; None adds 1. Empty is 0 for both merges."""
+
+    name: str
+    merge: Merge
+    events: Selection
+    field: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileFamily:
+    """A set of tiles that share a key and a size, one GROUP BY of the stream job.
+
+    `entities` are those whose features are finalised from it, each a sum of its tiles over the other key fields.
+    """
+
+    name: str
+    key_fields: tuple[str, ...]
+    tile_ms: int
+    entities: tuple[Entity, ...]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that the family's features need, in a stable order."""
+        wanted = [feature for feature in WINDOWED_FEATURES if feature.entity in self.entities]
+        return columns_of(wanted)
+
+
+USER_CATEGORY_TILES = TileFamily(
+    name="user_category",
+    key_fields=("user_id", "category"),
+    tile_ms=MS_PER_MINUTE,
+    entities=(Entity.USER, Entity.USER_CATEGORY),
+)
+ITEM_TILES = TileFamily(
+    name="item",
+    key_fields=("item_id", "category", "creator_id"),
+    tile_ms=5 * MS_PER_MINUTE,
+    entities=(Entity.ITEM, Entity.CREATOR, Entity.CATEGORY),
+)
+FAMILIES: tuple[TileFamily, ...] = (USER_CATEGORY_TILES, ITEM_TILES)
+
+
+def family_of(entity: Entity) -> TileFamily:
+    """The family whose tiles the entity's windows are merged from."""
+    return next(family for family in FAMILIES if entity in family.entities)
+
+
+def columns_of(features: Iterable[WindowedFeature]) -> tuple[Column, ...]:
+    """The distinct columns that these features are finalised from, sorted by name."""
+    distinct = {column.name: column for feature in features for column in feature_columns(feature)}
+    return tuple(distinct[name] for name in sorted(distinct))
+
+
+def feature_columns(feature: WindowedFeature) -> tuple[Column, ...]:
+    """The feature's own columns: what `features.algebra.finalise` reads, in its order.
+
+    COUNT (count); SUM (sum); MEAN (sum, count); RATE (count, count of `per`); SINCE_LAST (last event time).
+    """
+    match feature.aggregate:
+        case Aggregate.COUNT:
+            return (_count(feature.events),)
+        case Aggregate.SUM:
+            return (_sum(feature),)
+        case Aggregate.MEAN:
+            return (_sum(feature), _count(feature.events))
+        case Aggregate.RATE:
+            assert feature.per is not None  # WindowedFeature refuses a rate without it
+            return (_count(feature.events), _count(feature.per))
+        case Aggregate.SINCE_LAST:
+            name = f"last_{feature.events.name}_ms"
+            return (Column(name=name, merge=Merge.MAX, events=feature.events, field="event_time_ms"),)
+
+
+def _count(events: Selection) -> Column:
+    return Column(name=events.name, merge=Merge.ADD, events=events)
+
+
+def _sum(feature: WindowedFeature) -> Column:
+    name = f"{feature.events.name}_{feature.field}"
+    return Column(name=name, merge=Merge.ADD, events=feature.events, field=feature.field)
+
+
+def selects(selection: Selection, event_type: EventType, watch_ms: int | None, duration_ms: int | None) -> bool:
+    """Whether an event counts, in Python; `selection_sql` says the same in SQL."""
+    if event_type not in selection.event_types:
+        return False
+    if selection.min_watch_percent is None:
+        return True
+    return (watch_ms or 0) * 100 >= (duration_ms or 0) * selection.min_watch_percent
+
+
+def selection_sql(selection: Selection) -> str:
+    """The selection as a predicate in the SQL that Flink and Spark share."""
+    types = ", ".join(f"'{name}'" for name in sorted(selection.event_types))
+    predicate = f"event_type IN ({types})"
+    if selection.min_watch_percent is None:
+        return predicate
+    return f"({predicate} AND watch_ms * 100 >= duration_ms * {selection.min_watch_percent})"
+
+
+def column_sql(column: Column) -> str:
+    """The column as an aggregate over a tile's events in the SQL that Flink and Spark share. Empty is 0."""
+    function = "SUM" if column.merge is Merge.ADD else "MAX"
+    added = "CAST(1 AS BIGINT)" if column.field is None else column.field
+    return f"COALESCE({function}(CASE WHEN {selection_sql(column.events)} THEN {added} END), CAST(0 AS BIGINT))"
+
+
+def tile_start(time_ms: int, tile_ms: int) -> int:
+    """The start of the tile that holds the instant. Tiles are aligned to the epoch, so day tiles are UTC days."""
+    return time_ms - time_ms % tile_ms
+
+
+def resolution_ms(feature: WindowedFeature) -> int:
+    """The tile size to which the feature's tail is rounded: its family's, or the day for long windows."""
+    return DAY_TILE_MS if feature.window_ms > FINE_WINDOW_MAX_MS else family_of(feature.entity).tile_ms
+
+
+def window_start(feature: WindowedFeature, instant_ms: int) -> int:
+    """The first event time that counts at the instant: `floor(instant - window)` to the feature's resolution."""
+    return tile_start(instant_ms - feature.window_ms, resolution_ms(feature))

@@ -1,0 +1,118 @@
+"""A real single-node Kafka broker from its jars (KRaft, broker and controller in one), and the project's topics."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from features.names import Topics
+from features.tiles import FAMILIES
+
+CLUSTER_ID = "MillraceLocalBroker0001"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerConfig:
+    """One broker on the loopback interface."""
+
+    data_dir: Path
+    """Holds the log segments, `server.properties` and `log4j2.properties`."""
+    jars_dir: Path
+    """Where `infra/poms/kafka` was copied to."""
+    port: int
+    controller_port: int
+    heap_mb: int = 512
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What clients are given."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def _java(self) -> list[str]:
+        logging = f"-Dlog4j2.configurationFile={self.data_dir / 'log4j2.properties'}"
+        return ["java", f"-Xmx{self.heap_mb}m", "-XX:+UseG1GC", logging, "-cp", f"{self.jars_dir}/*"]
+
+    @property
+    def command(self) -> list[str]:
+        """Starts the broker in the foreground; `format_broker` must have run once before."""
+        return [*self._java, "kafka.Kafka", str(self.data_dir / "server.properties")]
+
+
+def format_broker(config: BrokerConfig) -> None:
+    """Writes the broker's files and formats its storage. A formatted directory is left as it is."""
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    properties = config.data_dir / "server.properties"
+    properties.write_text(_server_properties(config))
+    (config.data_dir / "log4j2.properties").write_text(_LOGGING)
+    if (config.data_dir / "log" / "meta.properties").exists():
+        return
+    tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER_ID, "-c", str(properties)]
+    done = subprocess.run([*config._java, *tool], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"cannot format the broker's storage in {config.data_dir}: {done.stdout}{done.stderr}")
+
+
+def _server_properties(config: BrokerConfig) -> str:
+    listeners = f"PLAINTEXT://127.0.0.1:{config.port},CONTROLLER://127.0.0.1:{config.controller_port}"
+    lines = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{config.controller_port}",
+        "listeners": listeners,
+        "advertised.listeners": listeners,
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": str(config.data_dir / "log"),
+        "auto.create.topics.enable": "false",
+        "num.partitions": "4",
+        # One node holds every replica.
+        "offsets.topic.replication.factor": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.num.partitions": "4",
+        "group.initial.rebalance.delay.ms": "0",
+        # Simulated history has timestamps in the past: keep every segment unless a topic says otherwise.
+        "log.retention.ms": "-1",
+    }
+    return "".join(f"{name}={value}\n" for name, value in lines.items())
+
+
+_LOGGING = """\
+status=error
+appender.console.type=Console
+appender.console.name=console
+appender.console.layout.type=PatternLayout
+appender.console.layout.pattern=%d{ISO8601} %p %c{1}: %m%n
+rootLogger.level=warn
+rootLogger.appenderRef.console.ref=console
+"""
+
+
+def topic_configs(topics: Topics) -> dict[str, dict[str, str]]:
+    """Every topic with its configuration. Facts keep everything; tiles and items are compacted by key."""
+    keep = {"retention.ms": "-1"}
+    compact = {"cleanup.policy": "compact"}
+    tiles = {topics.tiles(family.name): compact for family in FAMILIES}
+    kept = (topics.events, topics.slates, topics.dead_letters, topics.too_late, topics.interactions)
+    return {**dict.fromkeys(kept, keep), topics.items: compact, **tiles}
+
+
+def create_topics(bootstrap_servers: str, topics: Topics, partitions: int = 2) -> None:
+    """Creates the project's topics; those that exist are left as they are. Raises `KafkaException` otherwise."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    existing = set(admin.list_topics(timeout=30).topics)
+    wanted = [
+        NewTopic(name, num_partitions=partitions, replication_factor=1, config=config)
+        for name, config in topic_configs(topics).items()
+        if name not in existing
+    ]
+    for name, future in (admin.create_topics(wanted) if wanted else {}).items():
+        try:
+            future.result(timeout=30)
+        except KafkaException as error:
+            raise RuntimeError(f"cannot create the topic {name} on {bootstrap_servers}: {error}") from error

@@ -1,0 +1,1 @@
+"""Candidate sources, the multitask ranker, their evaluation, the bundle and the registry."""

@@ -1,0 +1,1 @@
+"""The gRPC ranking service, its client and replay."""

@@ -1,0 +1,1 @@
+"""The synthetic world, the producer, the Flink job and the online writer."""

@@ -1,0 +1,101 @@
+"""Fixtures shared by the tests: free ports, processes that always end, and one real Kafka broker a session."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from features import specs
+from features.names import Topics
+
+ROOT = Path(__file__).resolve().parent.parent
+JARS = ROOT / ".jars"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on now."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60.0, every_s: float = 0.05) -> object:
+    """Polls until the condition is truthy and returns it; fails with `what` after the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not (got := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s} s in vain for {what}")
+        time.sleep(every_s)
+    return got
+
+
+@contextmanager
+def running(command: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a command in a process group of its own and ends the whole group, by its id, on leaving."""
+    with log.open("ab") as out:
+        process = _start(command, out, env)
+        try:
+            yield process
+        finally:
+            _end(process)
+
+
+def _start(command: list[str], out: IO[bytes], env: dict[str, str] | None) -> subprocess.Popen[bytes]:
+    full = {**os.environ, **(env or {})}
+    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=full, start_new_session=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for sent, grace_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real broker that lives for the session, without topics."""
+    from confluent_kafka.admin import AdminClient
+
+    from infra.kafka import BrokerConfig, format_broker
+
+    data_dir = tmp_path_factory.mktemp("kafka")
+    config = BrokerConfig(
+        data_dir=data_dir, jars_dir=JARS / "kafka", port=free_port(), controller_port=free_port(), heap_mb=384
+    )
+    format_broker(config)
+    with running(config.command, data_dir / "broker.log"):
+        admin = AdminClient({"bootstrap.servers": config.bootstrap_servers, "log_level": 0})
+
+        def answers() -> bool:
+            try:
+                return bool(admin.list_topics(timeout=2).brokers)
+            except Exception:  # the client raises KafkaException until the broker listens
+                return False
+
+        wait_for(answers, f"the broker on {config.bootstrap_servers}; see {data_dir}/broker.log")
+        yield config.bootstrap_servers
+
+
+@pytest.fixture
+def topics(kafka_broker: str, request: pytest.FixtureRequest) -> Topics:
+    """Fresh topics of one test on the shared broker, each name prefixed with the test's own."""
+    from infra.kafka import create_topics
+
+    own = f"{specs.version()}-{abs(hash(request.node.nodeid)):x}"
+    names = Topics(version=own, events=f"events.{own}", items=f"items.{own}", slates=f"slates.{own}")
+    create_topics(kafka_broker, names)
+    return names
