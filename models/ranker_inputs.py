@@ -1,0 +1,215 @@
+"""The ranker's inputs, assembled by the same code from a live request and from training examples.
+
+Values enter raw: the model graph itself takes logarithms and standardises, so that serving cannot differ.
+The user's side has U rows, the candidates' side C; U is C (training, one row an example) or 1 (serving, one user),
+and the graph broadcasts. Shapes: F windowed features, S statics, L history slots.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.names import MS_PER_HOUR
+from features.specs import Entity, features_of
+from models.history import Histories, UserHistory
+from models.item_table import UNKNOWN, ItemTable
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+
+HEADS: tuple[str, ...] = ("click", "completion", "like", "share", "hide", "watch_fraction")
+"""What the ranker predicts of an impression. Completion and watch fraction are of those who watch at all."""
+CANDIDATE_ENTITIES: tuple[Entity, ...] = (Entity.USER_CATEGORY, Entity.ITEM, Entity.CREATOR, Entity.CATEGORY)
+USER_FEATURES: tuple[str, ...] = tuple(feature.name for feature in features_of(Entity.USER))
+CANDIDATE_FEATURES: tuple[str, ...] = tuple(
+    feature.name for entity in CANDIDATE_ENTITIES for feature in features_of(entity)
+)
+HISTORY_LENGTH = 20
+MAX_POSITION = 30
+"""Positions at or beyond this share one embedding."""
+SERVING_POSITION = 0
+"""Position is an input in training, so that the other inputs need not explain it; serving asks as if at the top."""
+OOV = 0
+"""The embedding row of what training did not know, and of empty history slots."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerInputs:
+    """Named arrays of one forward pass, in the types that the ONNX graph declares. Non-finite values never enter."""
+
+    user_UF: Float32s
+    """Windowed features of the user, raw, in the order of `USER_FEATURES`."""
+    device_U: Int64s
+    hour_U: Int64s
+    """Hour of the day, UTC, 0 to 23."""
+    history_item_UL: Int64s
+    history_category_UL: Int64s
+    history_creator_UL: Int64s
+    history_weight_UL: Float32s
+    """Weight of each history item; 0 marks an empty slot."""
+    history_age_ms_UL: Float32s
+    candidate_CF: Float32s
+    """Windowed features of the candidate, raw, in the order of `CANDIDATE_FEATURES`."""
+    static_CS: Float32s
+    """Duration and age since publication, both in milliseconds."""
+    item_C: Int64s
+    category_C: Int64s
+    creator_C: Int64s
+    language_C: Int64s
+    position_C: Int64s
+
+    def __len__(self) -> int:
+        return len(self.item_C)
+
+    def feed(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays by the graph's input names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "RankerInputs":
+        """The given rows of a set whose user side has a row an example."""
+        return RankerInputs(**{name: array[rows] for name, array in self.feed().items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerLayout:
+    """What a trained ranker expects of its inputs; saved beside it, checked when it is loaded."""
+
+    user_features: tuple[str, ...] = USER_FEATURES
+    candidate_features: tuple[str, ...] = CANDIDATE_FEATURES
+    heads: tuple[str, ...] = HEADS
+    history_length: int = HISTORY_LENGTH
+    devices: tuple[str, ...] = ()
+    """Known devices; any other is out of vocabulary."""
+    items: int
+    categories: int
+    creators: int
+    languages: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> "RankerLayout":
+        """Reads what `to_json` gave. Raises `TypeError` when a field is absent or unknown."""
+        values: dict[str, Any] = {name: tuple(got) if isinstance(got, list) else got for name, got in record.items()}
+        return RankerLayout(**values)
+
+    def mismatch(self) -> str | None:
+        """What differs from the inputs that this code assembles, as a clause; None when nothing does."""
+        for name, expected in (("user_features", USER_FEATURES), ("candidate_features", CANDIDATE_FEATURES)):
+            got = getattr(self, name)
+            if got != expected:
+                changed = sorted(set(got) ^ set(expected))
+                return f"its {name} differ from this code's in {', '.join(changed) or 'their order'}"
+        return None
+
+
+def assemble_request(
+    *,
+    layout: RankerLayout,
+    item_table: ItemTable,
+    item_index_C: Int32s,
+    instant_ms: int,
+    user_features_F: Float64s,
+    user_category_CF: Float64s,
+    item_CF: Float64s,
+    creator_CF: Float64s,
+    category_CF: Float64s,
+    history: UserHistory,
+    device: str | None,
+) -> RankerInputs:
+    """The inputs of one live request: one user row, C candidate rows, every candidate at `SERVING_POSITION`.
+
+    Windowed features come in the order of `features.specs.features_of`. Non-finite values become 0.
+    """
+    kept = slice(0, layout.history_length)
+    rows = Histories(
+        row_N=np.zeros(len(history.item_index_L[kept]), np.int64),
+        item_index_N=history.item_index_L[kept],
+        weight_N=history.weight_L[kept],
+        time_ms_N=history.time_ms_L[kept],
+    )
+    candidate_CF = np.concatenate([user_category_CF, item_CF, creator_CF, category_CF], axis=1)
+    instant_C = np.full(len(item_index_C), instant_ms, np.int64)
+    return RankerInputs(
+        user_UF=clean(user_features_F[None, :]),
+        device_U=device_codes(layout, [device]),
+        hour_U=hours(instant_C[:1] if len(instant_C) else np.array([instant_ms])),
+        **history_slots(layout, item_table, rows, np.array([instant_ms], np.int64)),
+        candidate_CF=clean(candidate_CF),
+        **item_columns(layout, item_table, item_index_C, instant_C),
+        position_C=np.full(len(item_index_C), SERVING_POSITION, np.int64),
+    )
+
+
+def item_columns(
+    layout: RankerLayout, item_table: ItemTable, item_index_C: Int32s, instant_ms_C: Int64s
+) -> dict[str, npt.NDArray[Any]]:
+    """The catalogue's part of the inputs. An item published after the instant has age 0.
+
+    An `UNKNOWN` item is out of vocabulary in everything, with duration and age 0.
+    """
+    known_C = item_index_C != UNKNOWN
+    age_ms_C = np.maximum(instant_ms_C - item_table.published_at_ms[item_index_C], 0)
+    static_2C = np.where(known_C, np.stack([item_table.duration_ms[item_index_C], age_ms_C]), 0)
+    codes = {
+        "category_C": (item_table.category_code, layout.categories),
+        "creator_C": (item_table.creator_code, layout.creators),
+        "language_C": (item_table.language_code, layout.languages),
+    }
+    rows = {name: embedding_rows(code[item_index_C], known) for name, (code, known) in codes.items()}
+    return {
+        "static_CS": clean(static_2C.T),
+        "item_C": embedding_rows(item_index_C, layout.items),
+        **{name: np.where(known_C, row_C, OOV) for name, row_C in rows.items()},
+    }
+
+
+def history_slots(
+    layout: RankerLayout, item_table: ItemTable, histories: Histories, instant_ms_U: Int64s
+) -> dict[str, npt.NDArray[Any]]:
+    """Lays each user row's newest items into L slots; empty slots have weight 0."""
+    row_N = histories.row_N
+    slot_N = np.arange(len(row_N)) - np.searchsorted(row_N, row_N)
+    fits = slot_N < layout.history_length
+    row_N, slot_N, item_N = row_N[fits], slot_N[fits], histories.item_index_N[fits]
+    shape = (len(instant_ms_U), layout.history_length)
+    values: dict[str, tuple[Any, npt.NDArray[Any]]] = {
+        "history_item_UL": (np.int64, embedding_rows(item_N, layout.items)),
+        "history_category_UL": (np.int64, embedding_rows(item_table.category_code[item_N], layout.categories)),
+        "history_creator_UL": (np.int64, embedding_rows(item_table.creator_code[item_N], layout.creators)),
+        "history_weight_UL": (np.float32, histories.weight_N[fits]),
+        "history_age_ms_UL": (np.float32, np.maximum(instant_ms_U[row_N] - histories.time_ms_N[fits], 0)),
+    }
+    out: dict[str, npt.NDArray[Any]] = {}
+    for name, (dtype, value_N) in values.items():
+        out[name] = np.zeros(shape, dtype)
+        out[name][row_N, slot_N] = value_N
+    return out
+
+
+def embedding_rows(code: npt.NDArray[Any], known: int) -> Int64s:
+    """Embedding row of each code: one above it, or `OOV` where training did not know it."""
+    return np.where((code >= 0) & (code < known), code + 1, OOV).astype(np.int64)
+
+
+def device_codes(layout: RankerLayout, devices: Sequence[str | None]) -> Int64s:
+    """Embedding row of each device; None and unknown ones are `OOV`."""
+    rows = {device: row for row, device in enumerate(layout.devices, start=1)}
+    return np.array([rows.get(device or "", OOV) for device in devices], np.int64)
+
+
+def hours(instant_ms: Int64s) -> Int64s:
+    """Hour of the day, UTC."""
+    return (instant_ms // MS_PER_HOUR % 24).astype(np.int64)
+
+
+def clean(values: npt.NDArray[Any]) -> Float32s:
+    """Values as float32, non-finite ones as 0."""
+    return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,64 @@
+"""Matrix factorisation of implicit feedback (Hu, Koren and Volinsky, ICDM 2008), with the user folded in live.
+
+Shapes: I items of the bundle, D width, L history.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, padded, top
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlsSource:
+    """Item factors of a trained model. The user's factors are solved in each request from their history."""
+
+    name: ClassVar[str] = "als"
+
+    item_factors_ID: Float32s
+    regularization: float
+    alpha: float
+    """Confidence of an observed pair: `alpha * weight`; of an unobserved one: 1."""
+
+    @cached_property
+    def gram_DD(self) -> npt.NDArray[np.float64]:  # noqa: N802 - shape suffix
+        """YtY + regularization * I."""
+        factors_ID = self.item_factors_ID.astype(np.float64)
+        gram: npt.NDArray[np.float64] = factors_ID.T @ factors_ID
+        return gram + self.regularization * np.eye(gram.shape[0])
+
+    def fold_in(self, item_index_L: Int32s, weight_L: Float32s) -> Float32s:
+        """The user's factors `[D]` with items fixed: what training would give for the same interactions.
+
+        Items that the model does not know are left out; with none left the factors are 0.
+        """
+        known_L = item_index_L < len(self.item_factors_ID)
+        factors_LD = self.item_factors_ID[item_index_L[known_L]].astype(np.float64)
+        confidence_L = self.alpha * weight_L[known_L].astype(np.float64)
+        # Xu = (YtCuY + regularization * I)^-1 (YtCuPu), where Cu is 1 + (c - 1) on the observed items.
+        left_DD = self.gram_DD + factors_LD.T @ ((confidence_L - 1.0)[:, None] * factors_LD)
+        user_D = np.linalg.solve(left_DD, factors_LD.T @ confidence_L)
+        return user_D.astype(np.float32)
+
+    def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
+        """The items of the largest inner product with the folded-in user; none without a known history."""
+        if not (request.history_index_L < len(self.item_factors_ID)).any():
+            return EMPTY
+        user_D = self.fold_in(request.history_index_L, request.history_weight_L)
+        score_I = padded(self.item_factors_ID @ user_D, len(request.item_table), -np.inf)
+        return top(score_I, request.allowed_I, count)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Factors and the two constants of the fold-in."""
+        constants = np.array([self.regularization, self.alpha])
+        return {"item_factors_ID": self.item_factors_ID, "constants": constants}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Reads what `to_arrays` gave."""
+        regularization, alpha = (float(value) for value in arrays["constants"])
+        return cls(item_factors_ID=arrays["item_factors_ID"], regularization=regularization, alpha=alpha)

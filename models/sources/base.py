@@ -1,0 +1,109 @@
+"""What a candidate source is: a function from a request to the best items that it knows of.
+
+Shapes: I items of the live table, L items of the history, C candidates.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.item_table import ItemTable
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalRequest:
+    """One user at one instant, as every source sees them."""
+
+    instant_ms: int
+    item_table: ItemTable
+    """The live table: at least the bundle's items, then those that appeared since."""
+    history_index_L: Int32s
+    """Distinct items of positive weight, newest first (`models.history.user_history`). May be empty."""
+    history_weight_L: Float32s
+    history_age_ms_L: Int64s
+    """Milliseconds from each item's newest event to the instant."""
+    excluded_I: Bools
+    """Items that must not come back: seen, hidden, blocked. Unavailable ones need not be marked."""
+    rng: np.random.Generator
+    followed_creators: frozenset[str] = frozenset()
+    trending_score_I: Float32s | None = None
+    """What `models.sources.trending.trending_scores` made of the live item features; None when they are absent."""
+    impressions_I: Float32s | None = None
+    """How often each item was shown lately (any window); None when that is unknown."""
+    language: str | None = None
+    """The user's language where the caller states it."""
+
+    @cached_property
+    def allowed_I(self) -> Bools:  # noqa: N802 - the shape suffix is upper case
+        """Items that may be returned: available and not excluded."""
+        return self.item_table.available & ~self.excluded_I
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Distinct items, best first. Scores are finite and comparable within one source only."""
+
+    item_index: Int32s
+    score: Float32s
+
+    def __len__(self) -> int:
+        return len(self.item_index)
+
+
+EMPTY = Candidates(item_index=np.empty(0, np.int32), score=np.empty(0, np.float32))
+
+
+class Source(Protocol):
+    """A candidate source: a value object made in training, saved as plain arrays, read with numpy alone."""
+
+    name: ClassVar[str]
+
+    def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
+        """At most `count` allowed items, best first.
+
+        The same request with an rng in the same state gives the same answer. A source that has nothing to say
+        (no history, no live scores) returns none rather than filling up: that is what the merge is for.
+        """
+        ...
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The artefact, as arrays without Python objects."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Reads what `to_arrays` gave. Raises `KeyError` when an array is absent."""
+        ...
+
+
+def top(score_I: npt.NDArray[np.floating[Any]], eligible_I: Bools, count: int) -> Candidates:
+    """The `count` eligible items of the highest finite score, best first; ties go to the lower index."""
+    eligible = np.flatnonzero(eligible_I & np.isfinite(score_I))
+    if count <= 0 or not eligible.size:
+        return EMPTY
+    score = score_I[eligible].astype(np.float32)
+    if count < len(eligible):
+        threshold = np.partition(score, len(score) - count)[len(score) - count]
+        kept = score >= threshold
+        eligible, score = eligible[kept], score[kept]
+    order = np.argsort(-score, kind="stable")[:count]
+    return Candidates(item_index=eligible[order].astype(np.int32), score=score[order])
+
+
+def padded(values: npt.NDArray[Any], size: int, fill: float = 0.0) -> npt.NDArray[Any]:
+    """Values of the bundle's items as an array over the live table, whose newer items get `fill`."""
+    if len(values) == size:
+        return values
+    out = np.full((size, *values.shape[1:]), fill, values.dtype)
+    out[: len(values)] = values
+    return out

@@ -1,0 +1,69 @@
+"""Content: items like the recent history by category, creator and language. It needs no events of the item itself.
+
+Shapes: I items of the live table, K categories of the bundle, L history.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from features.names import MS_PER_DAY
+from models.sources.base import EMPTY, Arrays, Bools, Candidates, Float32s, Int32s, RetrievalRequest, top
+from models.sources.recency import recency_weight
+
+CREATOR_SHARE = 0.5
+LANGUAGE_SHARE = 0.2
+"""What the same creator and the same language add, where the same category adds 1."""
+FRESH_SHARE = 0.3
+FRESH_HALF_LIFE_MS = 2 * MS_PER_DAY
+"""What a new publication adds, falling with this half-life: cold items are this source's duty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentSource:
+    """Similarity of item content to the user's recent history."""
+
+    name: ClassVar[str] = "content"
+
+    affinity_KK: Float32s
+    """How alike two categories' audiences are: cosine, 1 on the diagonal. Newer categories are like themselves only."""
+
+    def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
+        """Items of the categories, creators and language that the history leans to; none without history."""
+        if not request.history_index_L.size:
+            return EMPTY
+        score_I = self.scores(request)
+        table = request.item_table
+        similar_I: Bools = score_I > 0
+        age_ms_I = np.maximum(request.instant_ms - table.published_at_ms, 0)
+        fresh_I = 1 + FRESH_SHARE * np.exp2(-age_ms_I / FRESH_HALF_LIFE_MS)
+        return top(score_I * fresh_I, request.allowed_I & similar_I, count)
+
+    def scores(self, request: RetrievalRequest) -> npt.NDArray[np.float64]:
+        """Content similarity `[I]` of every item to the history, before freshness."""
+        table, seed_L = request.item_table, request.history_index_L
+        weight_L = request.history_weight_L * recency_weight(request.history_age_ms_L)
+        weight_L = weight_L / max(float(weight_L.sum()), 1e-9)
+        category_K = _preference(table.category_code, seed_L, weight_L, len(table.categories))
+        known = len(self.affinity_KK)
+        category_K[:known] = self.affinity_KK @ category_K[:known]
+        creator_K = _preference(table.creator_code, seed_L, weight_L, len(table.creators))
+        language_K = _preference(table.language_code, seed_L, weight_L, len(table.languages))
+        similarity_I = category_K[table.category_code] + CREATOR_SHARE * creator_K[table.creator_code]
+        in_language_I = similarity_I * LANGUAGE_SHARE * language_K[table.language_code]
+        return np.asarray(similarity_I + in_language_I, np.float64)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The category affinities."""
+        return {"affinity_KK": self.affinity_KK}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Reads what `to_arrays` gave."""
+        return cls(affinity_KK=arrays["affinity_KK"])
+
+
+def _preference(code_I: Int32s, seed_L: Int32s, weight_L: Float32s, size: int) -> npt.NDArray[np.float64]:
+    return np.bincount(code_I[seed_L], weights=weight_L, minlength=size).astype(np.float64)

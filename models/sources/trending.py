@@ -1,0 +1,54 @@
+"""Trending: what gathers clicks now, from the live item windows in the request."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.sources.base import EMPTY, Arrays, Candidates, Float32s, RetrievalRequest, padded, top
+
+PRIOR_CLICKS = 1.0
+PRIOR_IMPRESSIONS = 20.0
+"""Strength and mean (5%) of the prior that keeps one lucky click from leading."""
+
+
+def trending_scores(
+    clicks_1h_I: npt.NDArray[np.float64],
+    impressions_1h_I: npt.NDArray[np.float64],
+    clicks_24h_I: npt.NDArray[np.float64],
+) -> Float32s:
+    """Scores of the live windows: the hour's smoothed click rate times how far the hour's clicks exceed the day's pace.
+
+    An item without clicks in the last hour scores 0. Non-finite windows count as 0.
+    """
+    clicks_I, shown_I, day_I = (
+        np.nan_to_num(window_I, nan=0.0, posinf=0.0, neginf=0.0)
+        for window_I in (clicks_1h_I, impressions_1h_I, clicks_24h_I)
+    )
+    rate_I = (clicks_I + PRIOR_CLICKS) / (np.maximum(shown_I, clicks_I) + PRIOR_IMPRESSIONS)
+    surge_I = np.log1p(clicks_I) * (clicks_I + 1) / (day_I / 24 + 1)
+    return np.where(clicks_I > 0, rate_I * surge_I, 0.0).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrendingSource:
+    """Items by the request's live scores. Holds nothing of its own."""
+
+    name: ClassVar[str] = "trending"
+
+    def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
+        """The items of the highest positive live score; none while live scores are absent."""
+        if request.trending_score_I is None:
+            return EMPTY
+        score_I = padded(request.trending_score_I, len(request.item_table))
+        return top(score_I, request.allowed_I & (score_I > 0), count)
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:  # noqa: ARG003 - the interface's
+        """Needs nothing."""
+        return cls()
