@@ -14,6 +14,7 @@ from models.item_table import ItemTable
 from models.ranker.calibration import Calibration
 from models.ranker.scorer import Ranker
 from models.ranker_inputs import RankerLayout
+from models.refusal import RefusalError
 from models.sources import SOURCE_TYPES, Source
 from models.value import checked_weights
 
@@ -30,7 +31,7 @@ FORMAT = 1
 Part = TypeVar("Part")
 
 
-class BundleError(ValueError):
+class BundleError(RefusalError):
     """A bundle that cannot be served: the message names the part, what was got and what to do."""
 
 

@@ -44,12 +44,12 @@ class RankerInputs:
 
     user_UF: Float32s
     """Windowed features of the user, raw, in the order of `USER_FEATURES`."""
-    device_U: Int64s
-    hour_U: Int64s
+    device_U: Int32s
+    hour_U: Int32s
     """Hour of the day, UTC, 0 to 23."""
-    history_item_UL: Int64s
-    history_category_UL: Int64s
-    history_creator_UL: Int64s
+    history_item_UL: Int32s
+    history_category_UL: Int32s
+    history_creator_UL: Int32s
     history_weight_UL: Float32s
     """Weight of each history item; 0 marks an empty slot."""
     history_age_ms_UL: Float32s
@@ -57,11 +57,11 @@ class RankerInputs:
     """Windowed features of the candidate, raw, in the order of `CANDIDATE_FEATURES`."""
     static_CS: Float32s
     """Duration and age since publication, both in milliseconds."""
-    item_C: Int64s
-    category_C: Int64s
-    creator_C: Int64s
-    language_C: Int64s
-    position_C: Int64s
+    item_C: Int32s
+    category_C: Int32s
+    creator_C: Int32s
+    language_C: Int32s
+    position_C: Int32s
 
     def __len__(self) -> int:
         return len(self.item_C)
@@ -70,7 +70,7 @@ class RankerInputs:
         """The arrays by the graph's input names."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def take(self, rows: npt.NDArray[np.int64]) -> "RankerInputs":
+    def take(self, rows: Int64s) -> "RankerInputs":
         """The given rows of a set whose user side has a row an example."""
         return RankerInputs(**{name: array[rows] for name, array in self.feed().items()})
 
@@ -144,7 +144,7 @@ def assemble_request(
         **history_slots(layout, item_table, rows, np.array([instant_ms], np.int64)),
         candidate_CF=clean(candidate_CF),
         **item_columns(layout, item_table, item_index_C, instant_C),
-        position_C=np.full(len(item_index_C), SERVING_POSITION, np.int64),
+        position_C=np.full(len(item_index_C), SERVING_POSITION, np.int32),
     )
 
 
@@ -181,9 +181,9 @@ def history_slots(
     row_N, slot_N, item_N = row_N[fits], slot_N[fits], histories.item_index_N[fits]
     shape = (len(instant_ms_U), layout.history_length)
     values: dict[str, tuple[Any, npt.NDArray[Any]]] = {
-        "history_item_UL": (np.int64, embedding_rows(item_N, layout.items)),
-        "history_category_UL": (np.int64, embedding_rows(item_table.category_code[item_N], layout.categories)),
-        "history_creator_UL": (np.int64, embedding_rows(item_table.creator_code[item_N], layout.creators)),
+        "history_item_UL": (np.int32, embedding_rows(item_N, layout.items)),
+        "history_category_UL": (np.int32, embedding_rows(item_table.category_code[item_N], layout.categories)),
+        "history_creator_UL": (np.int32, embedding_rows(item_table.creator_code[item_N], layout.creators)),
         "history_weight_UL": (np.float32, histories.weight_N[fits]),
         "history_age_ms_UL": (np.float32, np.maximum(instant_ms_U[row_N] - histories.time_ms_N[fits], 0)),
     }
@@ -194,20 +194,20 @@ def history_slots(
     return out
 
 
-def embedding_rows(code: npt.NDArray[Any], known: int) -> Int64s:
+def embedding_rows(code: npt.NDArray[Any], known: int) -> Int32s:
     """Embedding row of each code: one above it, or `OOV` where training did not know it."""
-    return np.where((code >= 0) & (code < known), code + 1, OOV).astype(np.int64)
+    return np.where((code >= 0) & (code < known), code + 1, OOV).astype(np.int32)
 
 
-def device_codes(layout: RankerLayout, devices: Sequence[str | None]) -> Int64s:
+def device_codes(layout: RankerLayout, devices: Sequence[str | None]) -> Int32s:
     """Embedding row of each device; None and unknown ones are `OOV`."""
     rows = {device: row for row, device in enumerate(layout.devices, start=1)}
-    return np.array([rows.get(device or "", OOV) for device in devices], np.int64)
+    return np.array([rows.get(device or "", OOV) for device in devices], np.int32)
 
 
-def hours(instant_ms: Int64s) -> Int64s:
+def hours(instant_ms: Int64s) -> Int32s:
     """Hour of the day, UTC."""
-    return (instant_ms // MS_PER_HOUR % 24).astype(np.int64)
+    return (instant_ms // MS_PER_HOUR % 24).astype(np.int32)
 
 
 def clean(values: npt.NDArray[Any]) -> Float32s:

@@ -1,0 +1,14 @@
+"""Cross-entropy of predicted probabilities."""
+
+import numpy as np
+import numpy.typing as npt
+
+EPSILON = 1e-7
+
+
+def log_loss(label_N: npt.NDArray[np.float64], probability_N: npt.NDArray[np.float64]) -> float:
+    """Mean cross-entropy in nats; labels may be fractions. Probabilities are clipped by 1e-7. NaN for no examples."""
+    if not len(label_N):
+        return float("nan")
+    p_N = np.clip(probability_N.astype(np.float64), EPSILON, 1 - EPSILON)
+    return float(-np.mean(label_N * np.log(p_N) + (1 - label_N) * np.log1p(-p_N)))
