@@ -7,7 +7,6 @@ the hash of what it was built from, so a second run only compares stamps.
 import argparse
 import fcntl
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -195,11 +194,9 @@ class Bootstrap:
         raise BootstrapError(f"{what}: failed {ATTEMPTS} times ({_last_line(output)}); see {log}, then run make setup.")
 
     def _call(self, command: list[str]) -> tuple[int, str]:
-        # uv would otherwise take the environment that the caller has activated.
-        env = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        # Reflinks and hard links are tried first; across file systems uv warns and copies.
-        env.setdefault("UV_HTTP_TIMEOUT", "180")
-        child = subprocess.Popen(command, cwd=self.root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # PYTHONPATH would let foreign packages into the builds; uv's 30 s are short for a 0.5 GB wheel.
+        cleaned = ["env", "-u", "PYTHONPATH", "UV_HTTP_TIMEOUT=180", *command]
+        child = subprocess.Popen(cleaned, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.children.add(child)
         try:
             output, _ = child.communicate()

@@ -1,0 +1,320 @@
+"""What the local stack consists of: each program's command, what it waits for, and how it shows that it is ready."""
+
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import httpx
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from features import specs
+from features.names import Topics
+from infra.airflow import airflow_environment
+from infra.kafka import BrokerConfig, create_topics, format_broker
+from infra.settings import ROOT, Settings, environment_python, jars_dir
+from infra.supervisor import Program
+
+PROBE_TIMEOUT_S = 2.0
+
+
+class StepError(RuntimeError):
+    """One sentence: which step failed, what it said last, and its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a step may use: the settings, where to log, and whether the start was given up meanwhile."""
+
+    settings: Settings
+    cancelled: threading.Event
+    environment: Mapping[str, str]
+    """For processes that a step runs itself."""
+
+    def run(self, step: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Runs a command to its end, its output in the step's log. Raises `StepError`; ends it when cancelled."""
+        log = self.settings.logs_dir / f"{step}.log"
+        with log.open("ab") as out:
+            full = {**self.environment, **(environment or {})}
+            process = subprocess.Popen(command, cwd=ROOT, env=full, stdout=out, stderr=out, start_new_session=True)
+            while process.poll() is None and not self.cancelled.wait(0.05):
+                pass
+            if process.poll() is None:
+                process.kill()
+            code = process.wait()
+        if code and not self.cancelled.is_set():
+            raise StepError(f"{step} ended with status {code} ({last_line(log)}); see {log}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One part of the stack: a preparation, a program, or both, and the steps that must be ready before it."""
+
+    name: str
+    after: tuple[str, ...] = ()
+    prepare: Callable[[Context], None] | None = None
+    program: Callable[[Settings], Program] | None = None
+    ready: Callable[[Settings], bool] | None = None
+    """Asked again and again once the program runs."""
+    ports: tuple[str, ...] = ()
+    """Names of the settings of the ports that it listens on."""
+    group: str = field(default="")
+    """Name under which several programs are started together."""
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, shortened; words when there is none."""
+    try:
+        lines = log.read_bytes()[-20_000:].decode(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:300] if said else "it wrote nothing"
+
+
+# Kafka.
+
+
+def broker_config(settings: Settings) -> BrokerConfig:
+    """The stack's broker."""
+    return BrokerConfig(
+        data_dir=settings.kafka_dir,
+        jars_dir=jars_dir("kafka"),
+        port=settings.kafka_port,
+        controller_port=settings.kafka_controller_port,
+        heap_mb=settings.kafka_heap_mb,
+    )
+
+
+def topics() -> Topics:
+    """The stack's topics, at the present version of the features."""
+    return Topics(version=specs.version())
+
+
+def _kafka(settings: Settings) -> Program:
+    return Program(name="kafka", command=broker_config(settings).command, directory=ROOT, stop_wait_s=15)
+
+
+def _broker_answers(settings: Settings) -> bool:
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
+    try:
+        return bool(admin.list_topics(timeout=PROBE_TIMEOUT_S).brokers)
+    except KafkaException:
+        return False
+
+
+def _create_topics(context: Context) -> None:
+    try:
+        create_topics(context.settings.bootstrap_servers, topics(), context.settings.topic_partitions)
+    except KafkaException as error:
+        raise StepError(f"topics: the broker on {context.settings.bootstrap_servers} says {error}") from error
+
+
+# Features: the stream job, the writer, Feast's repository.
+
+
+def _feature_repo(context: Context) -> None:
+    settings = context.settings
+    flags = ["--directory", str(settings.feature_repo_dir), "--online-store", settings.online_store_url]
+    command = [str(environment_python("serve")), "-m", "features.repo", *flags, "--lake", str(settings.lake_dir)]
+    context.run("feature-repo", command)
+
+
+def _flink(settings: Settings) -> Program:
+    flags = {
+        "--bootstrap-servers": settings.bootstrap_servers,
+        "--events-topic": topics().events,
+        "--checkpoint-dir": str(settings.flink_checkpoints_dir),
+        "--jars-dir": str(jars_dir("flink")),
+        "--rest-port": str(settings.flink_rest_port),
+        "--parallelism": str(settings.flink_parallelism),
+    }
+    heap = {"JVM_ARGS": f"-Xmx{settings.flink_heap_mb}m"}
+    return _python("flink", "stream", "streaming.job", flags, environment=heap)
+
+
+def _flink_runs(settings: Settings) -> bool:
+    overview = _get(f"{settings.flink_url}/jobs/overview")
+    jobs = overview.json()["jobs"] if overview else []
+    return any(job["state"] == "RUNNING" and job["tasks"]["running"] == job["tasks"]["total"] > 0 for job in jobs)
+
+
+def _writer(settings: Settings) -> Program:
+    flags = {
+        "--bootstrap-servers": settings.bootstrap_servers,
+        "--feature-repo": str(settings.feature_repo_dir),
+        "--metrics-port": str(settings.writer_metrics_port),
+    }
+    return _python("writer", "serve", "streaming.writer", flags)
+
+
+def _writer_answers(settings: Settings) -> bool:
+    return _get(f"http://127.0.0.1:{settings.writer_metrics_port}/metrics") is not None
+
+
+# Serving.
+
+
+def _serving(settings: Settings) -> Program:
+    flags = {
+        "--port": str(settings.grpc_port),
+        "--bundles": str(settings.bundles_dir),
+        "--feature-repo": str(settings.feature_repo_dir),
+        "--bootstrap-servers": settings.bootstrap_servers,
+        "--metrics-port": str(settings.serving_metrics_port),
+    }
+    return _python("serving", "serve", "serving.server", flags)
+
+
+def _serving_answers(settings: Settings) -> bool:
+    """Whether the service speaks: it starts with no bundle and says NOT_SERVING until one is promoted."""
+    with grpc.insecure_channel(settings.grpc_address) as channel:
+        try:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.NOT_FOUND)
+    return bool(answer.status != health_pb2.HealthCheckResponse.UNKNOWN)
+
+
+# Airflow.
+
+
+def _airflow_prepare(context: Context) -> None:
+    airflow = [str(environment_python("airflow")), "-m", "airflow"]
+    context.run("airflow-setup", [*airflow, "db", "migrate"], airflow_environment(context.settings))
+
+
+def _airflow(name: str, *arguments: str) -> Callable[[Settings], Program]:
+    def program(settings: Settings) -> Program:
+        command = [str(environment_python("airflow")), "-m", "airflow", *arguments]
+        environment = airflow_environment(settings)
+        return Program(name=name, command=command, environment=environment, directory=ROOT, stop_wait_s=8)
+
+    return program
+
+
+def _airflow_health(part: str) -> Callable[[Settings], bool]:
+    def ready(settings: Settings) -> bool:
+        health = _get(f"{settings.airflow_url}/api/v2/monitor/health")
+        return health is not None and health.json()[part]["status"] == "healthy"
+
+    return ready
+
+
+# All of it.
+
+
+def _python(
+    name: str,
+    environment_name: str,
+    module: str,
+    flags: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+) -> Program:
+    arguments = [text for flag in flags.items() for text in flag]
+    command = [str(environment_python(environment_name)), "-m", module, *arguments]
+    unbuffered = {"PYTHONUNBUFFERED": "1", **(environment or {})}
+    return Program(name=name, command=command, environment=unbuffered, directory=ROOT)
+
+
+def _get(url: str) -> httpx.Response | None:
+    try:
+        response = httpx.get(url, timeout=PROBE_TIMEOUT_S, trust_env=False)
+    except httpx.HTTPError:
+        return None
+    return response if response.is_success else None
+
+
+def _mkdirs(context: Context) -> None:
+    settings = context.settings
+    for path in (settings.lake_dir, settings.bundles_dir, settings.workspace_dir, settings.feature_repo_dir):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _prepare_kafka(context: Context) -> None:
+    _mkdirs(context)
+    format_broker(broker_config(context.settings))
+
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        name="kafka",
+        prepare=_prepare_kafka,
+        program=_kafka,
+        ready=_broker_answers,
+        ports=("kafka_port", "kafka_controller_port"),
+    ),
+    Step(name="topics", after=("kafka",), prepare=_create_topics),
+    Step(name="feature-repo", prepare=_feature_repo),
+    Step(name="airflow-setup", prepare=_airflow_prepare),
+    Step(name="flink", after=("topics",), program=_flink, ready=_flink_runs, ports=("flink_rest_port",)),
+    Step(
+        name="writer",
+        after=("topics", "feature-repo"),
+        program=_writer,
+        ready=_writer_answers,
+        ports=("writer_metrics_port",),
+    ),
+    Step(
+        name="airflow-api",
+        after=("airflow-setup",),
+        program=_airflow("airflow-api", "api-server"),
+        ready=_airflow_health("metadatabase"),
+        ports=("airflow_port",),
+        group="airflow",
+    ),
+    Step(
+        name="airflow-scheduler",
+        after=("airflow-api",),
+        # The API server reads the task logs from the disk that it shares with the scheduler.
+        program=_airflow("airflow-scheduler", "scheduler", "--skip-serve-logs"),
+        ready=_airflow_health("scheduler"),
+        group="airflow",
+    ),
+    Step(
+        name="airflow-dag-processor",
+        after=("airflow-api",),
+        program=_airflow("airflow-dag-processor", "dag-processor"),
+        ready=_airflow_health("dag_processor"),
+        group="airflow",
+    ),
+    Step(
+        name="serving",
+        after=("topics", "feature-repo"),
+        program=_serving,
+        ready=_serving_answers,
+        ports=("grpc_port", "serving_metrics_port"),
+    ),
+)
+"""In the order of starting; stopping goes the other way."""
+
+PROGRAM_NAMES = tuple(step.name for step in STEPS if step.program)
+
+
+def select(names: Sequence[str] | None) -> list[Step]:
+    """The steps that start these programs or groups, with all that they wait for; all of them for None.
+
+    Raises `ValueError` for an unknown name.
+    """
+    by_name = {step.name: step for step in STEPS}
+    groups = {step.group for step in STEPS if step.group}
+    unknown = sorted(set(names or ()) - set(PROGRAM_NAMES) - groups)
+    if unknown:
+        allowed = ", ".join(sorted({*PROGRAM_NAMES, *groups}))
+        raise ValueError(f"unknown program {', '.join(unknown)}; allowed: {allowed}.")
+    wanted: set[str] = set()
+
+    def add(step: Step) -> None:
+        wanted.add(step.name)
+        for name in step.after:
+            add(by_name[name])
+
+    for step in STEPS:
+        if names is None or step.name in names or step.group in names:
+            add(step)
+    return [step for step in STEPS if step.name in wanted]

@@ -1,0 +1,199 @@
+"""Settings of the local stack: the only module that reads the environment.
+
+Every field is set by an environment variable `MILLRACE_<FIELD>`. Processes get what they need as flags; Airflow gets
+`Settings.environment()`, so that the DAGs see the same settings. Two stacks run side by side when they differ in
+`MILLRACE_STACK` (the folder) and `MILLRACE_PORT_BASE` (every port).
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIX = "MILLRACE_"
+LOOPBACK = "127.0.0.1"
+"""Everything listens here: the local stack is for one machine."""
+
+
+class SettingsError(ValueError):
+    """One sentence: which variable, what was got, what is allowed."""
+
+
+def _port(offset: int) -> Any:
+    return Field(default_factory=lambda fields: fields.get("port_base", 0) + offset, ge=1, le=65_535)
+
+
+def _below_var(*parts: str) -> Any:
+    return Field(default_factory=lambda fields: fields["var_dir"].joinpath(*parts) if "var_dir" in fields else Path())
+
+
+class Settings(BaseSettings):
+    """One local stack: where its files are, where it listens and how much it may take."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    stack: str = Field(default="stack", pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
+    """Name of the stack, which is its folder below `var/`."""
+    port_base: int = Field(default=19_000, ge=1_024, le=65_400)
+    """Every port is this plus its own offset, unless it is set by itself."""
+
+    kafka_port: int = _port(92)
+    """The broker."""
+    kafka_controller_port: int = _port(93)
+    """The broker's KRaft controller."""
+    flink_rest_port: int = _port(81)
+    """Flink's REST API and web page."""
+    airflow_port: int = _port(80)
+    """Airflow's API server and web page."""
+    grpc_port: int = _port(51)
+    """The ranking service."""
+    writer_metrics_port: int = _port(64)
+    """Prometheus metrics of the online writer."""
+    serving_metrics_port: int = _port(65)
+    """Prometheus metrics of the ranking service."""
+
+    var_dir: Path = Field(default_factory=lambda fields: ROOT / "var" / fields.get("stack", "stack"))
+    """Holds everything that the stack writes."""
+    lake_dir: Path = _below_var("lake")
+    """Root of the Delta tables (`features.names.LakeTables`)."""
+    bundles_dir: Path = _below_var("bundles")
+    """Immutable bundles and `champion.json`."""
+    workspace_dir: Path = _below_var("workspace")
+    """What training tasks hand to one another."""
+    feature_repo_dir: Path = _below_var("feature-repo")
+    """Feast's repository: `feature_store.yaml` and its registry."""
+    online_store: str = ""
+    """Path of the SQLite file or a `redis://` URL; the default is a file below `var_dir`."""
+    tracking_uri: str = ""
+    """MLflow's tracking store and registry; the default is a SQLite file below `var_dir`."""
+
+    kafka_heap_mb: int = Field(default=512, ge=256)
+    flink_heap_mb: int = Field(default=1_024, ge=512)
+    spark_driver_mb: int = Field(default=1_024, ge=512)
+    spark_master: str = "local[2]"
+    """Where spark-submit sends the jobs, as Spark's `--master` reads it."""
+    flink_parallelism: int = Field(default=2, ge=1, le=64)
+    topic_partitions: int = Field(default=2, ge=1, le=256)
+    airflow_parallelism: int = Field(default=2, ge=1, le=32)
+    """Tasks that Airflow runs at a time."""
+    ingest_schedule: str = ""
+    """Cron line of the lake_ingest DAG, such as `*/5 * * * *`; empty: only when triggered. The other DAGs follow."""
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    """How long a program may take to become ready."""
+    seed: int = 7
+    """Seed of the training tasks."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        taken: dict[int, str] = {}
+        for name, port in self.ports.items():
+            if port in taken:
+                raise ValueError(f"{PREFIX}{name.upper()} and {PREFIX}{taken[port].upper()} are both {port}")
+            taken[port] = name
+        return self
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Every port by its field's name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name.endswith("_port")}
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What Kafka clients are given."""
+        return f"{LOOPBACK}:{self.kafka_port}"
+
+    @property
+    def airflow_url(self) -> str:
+        """Airflow's web page; its REST API is below `/api/v2`."""
+        return f"http://{LOOPBACK}:{self.airflow_port}"
+
+    @property
+    def flink_url(self) -> str:
+        """Flink's web page and REST API."""
+        return f"http://{LOOPBACK}:{self.flink_rest_port}"
+
+    @property
+    def grpc_address(self) -> str:
+        """What clients of the ranking service dial."""
+        return f"{LOOPBACK}:{self.grpc_port}"
+
+    @property
+    def online_store_url(self) -> str:
+        """`online_store`, or its default."""
+        return self.online_store or str(self.var_dir / "online" / "store.db")
+
+    @property
+    def mlflow_uri(self) -> str:
+        """`tracking_uri`, or its default."""
+        return self.tracking_uri or f"sqlite:///{self.var_dir / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def logs_dir(self) -> Path:
+        """One file a program, rotated."""
+        return self.var_dir / "logs"
+
+    @property
+    def kafka_dir(self) -> Path:
+        """The broker's files."""
+        return self.var_dir / "kafka"
+
+    @property
+    def airflow_home(self) -> Path:
+        """Airflow's metadata, secrets and task logs."""
+        return self.var_dir / "airflow"
+
+    @property
+    def flink_checkpoints_dir(self) -> Path:
+        """The stream job's checkpoints."""
+        return self.var_dir / "flink-checkpoints"
+
+    @property
+    def spark_checkpoints_dir(self) -> Path:
+        """Offsets of the lake ingest; backed up and restored together with the lake."""
+        return self.var_dir / "spark-checkpoints"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process load equal settings."""
+        values = self.model_dump(mode="json")
+        return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items() if value != ""}
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` winning. Raises `SettingsError` with one sentence."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting {', '.join(unknown)}; allowed: {', '.join(sorted(known))}.")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = "".join(str(part) for part in first["loc"])
+        got = f" (got {first['input']!r})" if field else ""
+        where = f"{PREFIX}{field.upper()}: " if field else ""
+        raise SettingsError(
+            f"{where}{first['msg'].removeprefix('Value error, ')}{got}; correct it and try again."
+        ) from None
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's environment without the settings: what a started program gets beside its own variables."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
+def search_path() -> str:
+    """Where this process finds commands such as java."""
+    return os.environ.get("PATH", os.defpath)
+
+
+def environment_python(name: str) -> Path:
+    """The interpreter of one of the four environments (`app`, `serve`, `stream`, `airflow`)."""
+    return ROOT / ".venv" / name / "bin" / "python"
+
+
+def jars_dir(name: str) -> Path:
+    """Where `infra/poms/<name>` was copied to."""
+    return ROOT / ".jars" / name
