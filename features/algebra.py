@@ -1,6 +1,6 @@
 """Finalising windows from tiles, in plain numpy: what the online read, the item snapshot and the tests share.
 
-Shapes: T tile rows, K columns of the family, F features, G groups (entities), D (key, day) pairs.
+Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities), D (key, day) pairs.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from features.names import MS_PER_DAY
 from features.specs import Aggregate, WindowedFeature
-from features.tiles import DAY_TILE_MS, Column, Merge, feature_columns, resolution_ms, window_start
+from features.tiles import DAY_TILE_MS, Column, Merge, feature_columns, resolution_ms, tile_start
 
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
@@ -37,13 +37,108 @@ class TileRows:
         if not is_day_T.any():
             return np.ones(len(self.n_T), dtype=np.bool_)
         day_T = self.tile_start_T // MS_PER_DAY
-        day_T = day_T - day_T.min()
-        # One integer a (key, day) pair: sorting it is 20 times as fast as sorting columns.
+        day_T -= day_T.min()
         _, group_T = np.unique(self.key_T * (day_T.max() + 1) + day_T, return_inverse=True)
         day_n_D = np.bincount(group_T, weights=np.where(is_day_T, self.n_T, 0))
         streamed_n_D = np.bincount(group_T, weights=np.where(is_day_T, 0, self.n_T))
         kept: Bools = is_day_T == (day_n_D >= streamed_n_D)[group_T]
         return kept
+
+    def reordered(self, order_T: npt.NDArray[np.intp]) -> "TileRows":
+        """The same rows in the order of these indices."""
+        return TileRows(
+            key_T=self.key_T[order_T],
+            tile_ms_T=self.tile_ms_T[order_T],
+            tile_start_T=self.tile_start_T[order_T],
+            n_T=self.n_T[order_T],
+            values_TK=self.values_TK[order_T],
+        )
+
+
+class Finaliser:
+    """Turns the tile rows of one family into the values of some of its features; built once, used for every read.
+
+    1. `merge` adds and maximises the rows of each group in each distinct window: `[W, G, K]`, exact integers.
+    2. `regroup` (optional) merges all groups into one: a user's totals over the categories.
+    3. `finalise` turns the merged columns into values: `[G, F]`.
+    """
+
+    def __init__(self, features: Sequence[WindowedFeature], columns: Sequence[Column]) -> None:
+        """`features` must be finalised from `columns`, the family's, whose order the rows' values have."""
+        self.features = tuple(features)
+        self._index = {column.name: k for k, column in enumerate(columns)}
+        self._added_K = np.array([k for k, column in enumerate(columns) if column.merge is Merge.ADD], dtype=np.intp)
+        self._maximised_K = np.array(
+            [k for k, column in enumerate(columns) if column.merge is Merge.MAX], dtype=np.intp
+        )
+        window_F = [(feature.window_ms, resolution_ms(feature)) for feature in self.features]
+        self._windows = tuple(sorted(set(window_F)))
+        """W pairs of length and resolution."""
+        parts = [[self._index[column.name] for column in feature_columns(feature)] for feature in self.features]
+        self._window_F = np.array([self._windows.index(window) for window in window_F], dtype=np.intp)
+        self._first_F = np.array([part[0] for part in parts], dtype=np.intp)
+        self._default_F = np.array([feature.default for feature in self.features])
+        aggregate_F = [feature.aggregate for feature in self.features]
+        self._quotient_Q = np.flatnonzero([kind in (Aggregate.MEAN, Aggregate.RATE) for kind in aggregate_F])
+        self._divisor_Q = np.array([parts[f][1] for f in self._quotient_Q], dtype=np.intp)
+        self._since_S = np.flatnonzero([kind is Aggregate.SINCE_LAST for kind in aggregate_F])
+
+    def merge(self, rows: TileRows, group_T: Int64s, groups: int, instant_ms: int) -> Int64s:
+        """Merged columns `[W, G, K]` at the instant; 0 for a group without rows in the window.
+
+        `group_T` maps each row to its entity in `[0, groups)`. Fine windows read streamed tiles alone, long ones
+        whichever side of each day counted more; tiles that start after the instant never count.
+        """
+        merged_WGK = np.zeros((len(self._windows), groups, len(self._index)), dtype=np.int64)
+        if not len(group_T):
+            return merged_WGK
+        if (group_T[1:] < group_T[:-1]).any():
+            order_T = np.argsort(group_T, kind="stable")
+            rows, group_T = rows.reordered(order_T), group_T[order_T]
+        started_T = rows.tile_start_T <= instant_ms
+        long_T = started_T & rows.counted_once()
+        fine_T = started_T & (rows.tile_ms_T != DAY_TILE_MS)
+        for w, (window_ms, tile_ms) in enumerate(self._windows):
+            start_ms = tile_start(instant_ms - window_ms, tile_ms)
+            in_window_T = (long_T if tile_ms == DAY_TILE_MS else fine_T) & (rows.tile_start_T >= start_ms)
+            self._merge_window(merged_WGK[w], rows.values_TK[in_window_T], group_T[in_window_T])
+        return merged_WGK
+
+    def _merge_window(self, merged_GK: Int64s, values_TK: Int64s, group_T: Int64s) -> None:
+        if not len(group_T):
+            return
+        first_G = np.concatenate(([0], np.flatnonzero(group_T[1:] != group_T[:-1]) + 1))
+        present_G = group_T[first_G]
+        merged_GK[present_G] = np.add.reduceat(values_TK, first_G, axis=0)
+        if len(self._maximised_K):
+            maximised = np.maximum.reduceat(values_TK[:, self._maximised_K], first_G, axis=0)
+            merged_GK[present_G[:, None], self._maximised_K] = maximised
+
+    def regroup(self, merged_WGK: Int64s) -> Int64s:
+        """Merges all groups into one: `[W, 1, K]`."""
+        total_WK = merged_WGK.sum(axis=1)
+        if len(self._maximised_K) and merged_WGK.shape[1]:
+            total_WK[:, self._maximised_K] = merged_WGK[:, :, self._maximised_K].max(axis=1)
+        return total_WK[:, None, :]
+
+    def finalise(self, merged_WGK: Int64s, instant_ms: int) -> Float64s:
+        """The values `[G, F]`. Integers are exact up to 2**53."""
+        out_FG = merged_WGK[self._window_F, :, self._first_F].astype(np.float64)
+        if len(self._quotient_Q):
+            divisor_QG = merged_WGK[self._window_F[self._quotient_Q], :, self._divisor_Q]
+            quotient_QG = out_FG[self._quotient_Q] / np.maximum(divisor_QG, 1)
+            default_Q = self._default_F[self._quotient_Q]
+            out_FG[self._quotient_Q] = np.where(divisor_QG == 0, default_Q[:, None], quotient_QG)
+        if len(self._since_S):
+            last_SG = out_FG[self._since_S]
+            default_S = self._default_F[self._since_S]
+            since_SG = np.maximum(instant_ms - last_SG, 0.0)
+            out_FG[self._since_S] = np.where(last_SG == 0, default_S[:, None], since_SG)
+        return np.ascontiguousarray(out_FG.T)
+
+    def empty(self) -> Float64s:
+        """The values `[F]` of windows without events, at any instant."""
+        return self.finalise(np.zeros((len(self._windows), 1, len(self._index)), dtype=np.int64), 0)[0]
 
 
 def finalise_windows(
@@ -54,46 +149,9 @@ def finalise_windows(
     groups: int,
     instant_ms: int,
 ) -> Float64s:
-    """Merges tile rows into `[G, F]` values at the instant.
+    """Merges tile rows into `[G, F]` values at the instant: `Finaliser` for a single use.
 
-    `group_T` maps each row to its entity in `[0, groups)`. Fine windows read streamed tiles alone, long ones
-    whichever side of each day counted more; tiles that start after the instant never count. A group without rows
-    gets every feature's value of an empty window. Integers are exact up to 2**53.
+    A group without rows gets every feature's value of an empty window.
     """
-    index = {column.name: k for k, column in enumerate(columns)}
-    streamed_T, counted_once_T = rows.tile_ms_T != DAY_TILE_MS, rows.counted_once()
-    out_GF = np.empty((groups, len(features)))
-    merged: dict[tuple[str, int, int], Float64s] = {}
-    for f, feature in enumerate(features):
-        start_ms, tile_ms = window_start(feature, instant_ms), resolution_ms(feature)
-        parts = []
-        for column in feature_columns(feature):
-            key = (column.name, start_ms, tile_ms)
-            if key not in merged:
-                in_window_T = (rows.tile_start_T >= start_ms) & (rows.tile_start_T <= instant_ms)
-                in_window_T &= counted_once_T if tile_ms == DAY_TILE_MS else streamed_T
-                values_T = rows.values_TK[in_window_T, index[column.name]]
-                merged[key] = _merge(column, group_T[in_window_T], values_T, groups)
-            parts.append(merged[key])
-        out_GF[:, f] = finalise(feature, parts, instant_ms)
-    return out_GF
-
-
-def finalise(feature: WindowedFeature, parts: Sequence[Float64s], instant_ms: int) -> Float64s:
-    """Turns the merged columns of `feature_columns(feature)`, each `[G]`, into the feature's values `[G]`."""
-    match feature.aggregate:
-        case Aggregate.COUNT | Aggregate.SUM:
-            return parts[0]
-        case Aggregate.MEAN | Aggregate.RATE:
-            empty_G = parts[1] == 0
-            return np.where(empty_G, feature.default, parts[0] / np.where(empty_G, 1.0, parts[1]))
-        case Aggregate.SINCE_LAST:
-            return np.where(parts[0] == 0, feature.default, np.maximum(instant_ms - parts[0], 0.0))
-
-
-def _merge(column: Column, group_T: Int64s, value_T: Int64s, groups: int) -> Float64s:
-    if column.merge is Merge.ADD:
-        return np.bincount(group_T, weights=value_T, minlength=groups).astype(np.float64)
-    merged_G = np.zeros(groups)
-    np.maximum.at(merged_G, group_T, value_T)
-    return merged_G
+    finaliser = Finaliser(features, columns)
+    return finaliser.finalise(finaliser.merge(rows, group_T, groups, instant_ms), instant_ms)

@@ -1,0 +1,200 @@
+"""The interface of the online store's backends: storage is theirs, finalising is shared.
+
+Shapes: G entities, F features of an entity in the order of `features.specs.features_of`, T tile rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from features import specs
+from features.algebra import Finaliser, Float64s, Int64s
+from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
+from features.specs import KEY_FIELDS, Entity, features_of
+from features.tile_rows import KeyedTiles, TileRow, family_named, keyed_tiles, unpack
+from features.tiles import USER_CATEGORY_TILES, TileFamily, family_of
+from features.user_state import Interaction, UserState
+
+Offsets = Mapping[tuple[str, int], int]
+"""The next offset to read of each (topic, partition)."""
+
+
+class BackendError(ValueError):
+    """A request that the store cannot serve as it was put."""
+
+
+class StoreUnavailableError(RuntimeError):
+    """The store does not answer now; nothing of the request was written, or all of it was. Try again later."""
+
+
+class PackedTile(NamedTuple):
+    """A tile row as it is stored: the family's key and the packed integers of `features.tile_rows`."""
+
+    key: tuple[str, ...]
+    packed: bytes
+
+
+class Document(NamedTuple):
+    """One row of an ordinary Feast view. Of two, the one with the greater (event, created) times holds."""
+
+    key: bytes
+    payload: bytes
+    event_time_ms: int
+    created_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserRows:
+    """Everything stored of one user, in no order but the tiles', which are sorted by category."""
+
+    tiles: Sequence[tuple[str, bytes]]
+    """Category and packed row."""
+    history: Sequence[str]
+    """Entries of `features.keyed_sets.encode_interaction`, newest first."""
+    seen: dict[str, int]
+    decisions: Sequence[Decision]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntityValues:
+    """Finalised windows of several entities. An entity without tiles has the values of empty windows."""
+
+    values_GF: Float64s
+    newest_event_ms_G: Int64s
+    """The newest event in any of its tiles; 0 without tiles."""
+
+
+class Backend(ABC):
+    """Rows of one version of the feature specs, with the Kafka offsets they came from.
+
+    Writes are idempotent and commute: rows may come again, in any order, from several writers at once. Every
+    method raises `StoreUnavailableError` when the store is away.
+    """
+
+    def __init__(self, version: str | None = None) -> None:
+        """Serves the rows of `version`; by default of the specs of this code."""
+        self.version = specs.version() if version is None else version
+        user = (*features_of(Entity.USER), *features_of(Entity.USER_CATEGORY))
+        self._user = Finaliser(user, USER_CATEGORY_TILES.columns)
+        """Both entities in one pass: the user's windows are the categories' merged."""
+        self._finalisers = {entity: Finaliser(features_of(entity), family_of(entity).columns) for entity in Entity}
+        self._user_features = len(features_of(Entity.USER))
+        self._empty_category_F = self._user.empty()[self._user_features :]
+
+    # Written by the tile path.
+
+    @abstractmethod
+    def write_tiles(self, family_name: str, rows: Sequence[TileRow], offsets: Offsets) -> None:
+        """Writes tile rows and offsets in one transaction. Of two rows of a tile the one with the larger n is kept."""
+
+    @abstractmethod
+    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
+        """Merges interactions into their users' keyed sets (`features.keyed_sets`), with the offsets."""
+
+    @abstractmethod
+    def offsets(self, topic: str) -> dict[int, int]:
+        """The next offset to read of each partition of the topic, as of the rows stored. They only grow."""
+
+    @abstractmethod
+    def expire(self, now_ms: int) -> int:
+        """Removes the tiles that have outlived their retention (`features.tiles`); says how many. Safe at any time."""
+
+    # Read.
+
+    def read_user(self, user_id: str, instant_ms: int) -> UserState:
+        """The user's windows and keyed sets at the instant. An unknown user has defaults and empty sets."""
+        stored = self._user_rows(user_id)
+        counts = Counter([category for category, _ in stored.tiles])
+        group_T = np.repeat(np.arange(len(counts)), np.fromiter(counts.values(), dtype=np.int64, count=len(counts)))
+        rows, newest_T = unpack(USER_CATEGORY_TILES, [packed for _, packed in stored.tiles], group_T)
+        merged_WGK = self._user.merge(rows, group_T, len(counts), instant_ms)
+        features_GF = self._user.finalise(merged_WGK, instant_ms)
+        history = decode_history(user_id, stored.history)
+        seen = newest_seen(stored.seen)
+        newest_ms = max(int(newest_T.max(initial=0)), max(seen.values(), default=0))
+        return UserState(
+            user_id=user_id,
+            instant_ms=instant_ms,
+            features_F=self._user.finalise(self._user.regroup(merged_WGK), instant_ms)[0, : self._user_features],
+            categories=tuple(counts),
+            category_features_KF=features_GF[:, self._user_features :],
+            empty_category_features_F=self._empty_category_F,
+            history=history,
+            seen=seen,
+            hidden=standing(stored.decisions, DecisionKind.HIDDEN),
+            followed=standing(stored.decisions, DecisionKind.FOLLOWED),
+            newest_event_ms=newest_ms or None,
+        )
+
+    def read_entity(self, entity: Entity, keys: Sequence[tuple[str, ...]], instant_ms: int) -> EntityValues:
+        """The windows of G entities at the instant, `keys` in the order of `features.specs.KEY_FIELDS`."""
+        family, finaliser = family_of(entity), self._finalisers[entity]
+        stored = self._entity_tiles(entity, list(dict.fromkeys(keys)))
+        tiles = keyed_tiles(family, [row.key for row in stored], [row.packed for row in stored])
+        places = [family.key_fields.index(field) for field in KEY_FIELDS[entity]]
+        group_of = {key: group for group, key in enumerate(dict.fromkeys(keys))}
+        group_K = [group_of[tuple(key[place] for place in places)] for key in tiles.keys]
+        group_T = np.array(group_K, dtype=np.int64)[tiles.rows.key_T] if group_K else _NO_KEYS
+        merged_WGK = finaliser.merge(tiles.rows, group_T, len(group_of), instant_ms)
+        newest_G = np.zeros(len(group_of), dtype=np.int64)
+        np.maximum.at(newest_G, group_T, tiles.max_event_time_T)
+        asked = np.array([group_of[key] for key in keys], dtype=np.intp)
+        return EntityValues(
+            values_GF=finaliser.finalise(merged_WGK, instant_ms)[asked], newest_event_ms_G=newest_G[asked]
+        )
+
+    def read_tile_rows(self, family_name: str, since_ms: int) -> KeyedTiles:
+        """All rows of the family that start at `since_ms` or later, for a snapshot.
+
+        Read `offsets` before it: rows that arrive in between are then read twice, never missed.
+        """
+        family = family_named(family_name)
+        stored = self._family_tiles(family, since_ms)
+        return keyed_tiles(family, [row.key for row in stored], [row.packed for row in stored])
+
+    @abstractmethod
+    def _user_rows(self, user_id: str) -> UserRows:
+        """Everything stored of the user."""
+
+    @abstractmethod
+    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTile]:
+        """The tiles of these entities, in any order."""
+
+    @abstractmethod
+    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTile]:
+        """The family's tiles that start at `since_ms` or later, in any order."""
+
+    # Ordinary Feast views.
+
+    @abstractmethod
+    def write_documents(self, view: str, documents: Sequence[Document]) -> None:
+        """Stores rows of an ordinary view. An equal time replaces, so that a correction is not lost."""
+
+    @abstractmethod
+    def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
+        """The rows with these keys, in their order; None where there is none."""
+
+    @abstractmethod
+    def drop_documents(self, view: str) -> None:
+        """Forgets an ordinary view."""
+
+    @abstractmethod
+    def drop_tiles(self) -> None:
+        """Forgets everything of this version: tiles, keyed sets and offsets."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the store. The backend is of no use afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+_NO_KEYS: Int64s = np.zeros(0, dtype=np.int64)

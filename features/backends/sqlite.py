@@ -1,0 +1,313 @@
+"""The embedded backend: one SQLite file in WAL mode, read while it is written.
+
+Tiles are one row each, clustered by key, their integers packed into one value, since fetching one value a row costs
+a third of fetching fifteen. Every write is one upsert whose WHERE clause says which row is newer, so writers need no
+lock of their own beyond SQLite's.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from features.backends.base import Backend, Document, Offsets, PackedTile, StoreUnavailableError, UserRows
+from features.keyed_sets import (
+    DECISIONS_MAX,
+    Decision,
+    DecisionKind,
+    decision_of,
+    encode_interaction,
+    in_history,
+    latest_seen,
+)
+from features.specs import KEY_FIELDS, Entity
+from features.tile_rows import TileRow, family_named, latest_tiles, pack, retention_start_ms
+from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, family_of
+from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
+
+BUSY_TIMEOUT_S = 5.0
+"""How long a writer waits for another to commit."""
+CUT_SLACK = 64
+"""A set is cut when it exceeds its bound by this much, so that not every write cuts; reads cut exactly."""
+EXPIRE_BATCH = 2_000
+"""Rows removed in one transaction, so that expiry never holds up a write for long."""
+
+
+class SqliteBackend(Backend):
+    """Rows in an SQLite file; one connection a thread. Several processes may read and write at once."""
+
+    def __init__(self, path: str | Path, version: str | None = None) -> None:
+        """Opens the file, or creates it with its parent directory."""
+        super().__init__(version)
+        self.path = Path(path)
+        self._threads = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        v = self.version
+        self._seen, self._history, self._decisions = f"seen_{v}", f"history_{v}", f"decisions_{v}"
+        self._offsets = f"offsets_{v}"
+        self._sql_tiles = f"SELECT category, packed FROM {self._tiles('user_category')} WHERE user_id = ?"
+        self._sql_history = (
+            f"SELECT entry FROM {self._history} WHERE user_id = ? "
+            f"ORDER BY event_time_ms DESC, event_id DESC LIMIT {HISTORY_MAX}"
+        )
+        self._sql_seen = f"SELECT json_group_object(item_id, event_time_ms) FROM {self._seen} WHERE user_id = ?"
+        self._sql_decisions = (
+            f"SELECT kind, target, event_time_ms, event_id, stands FROM {self._decisions} WHERE user_id = ?"
+        )
+        with _store_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._create_tables()
+
+    def _tiles(self, family_name: str) -> str:
+        return f"tiles_{family_name}_{self.version}"
+
+    def _keys(self, family_name: str) -> str:
+        return f"keys_{family_name}_{self.version}"
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._threads, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            # NORMAL: a commit survives the end of the process; a power cut may take the last ones with their offsets.
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "mmap_size = 268435456"):
+                connection.execute(f"PRAGMA {pragma}")
+            self._threads.connection = connection
+            self._connections.append(connection)
+        return connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _store_errors(self.path):
+            connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def _create_tables(self) -> None:
+        statements = [statement for family in FAMILIES for statement in self._family_tables(family)]
+        statements += [
+            f"{self._history} (user_id TEXT, event_time_ms INTEGER, event_id TEXT, entry TEXT NOT NULL, "
+            "PRIMARY KEY (user_id, event_time_ms, event_id)) WITHOUT ROWID",
+            f"{self._seen} (user_id TEXT, item_id TEXT, event_time_ms INTEGER NOT NULL, "
+            "PRIMARY KEY (user_id, item_id)) WITHOUT ROWID",
+            f"{self._decisions} (user_id TEXT, kind TEXT, target TEXT, event_time_ms INTEGER NOT NULL, "
+            "event_id TEXT NOT NULL, stands INTEGER NOT NULL, PRIMARY KEY (user_id, kind, target)) WITHOUT ROWID",
+            f"{self._offsets} (topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, "
+            "PRIMARY KEY (topic, partition)) WITHOUT ROWID",
+            "documents (view TEXT, key BLOB, payload BLOB NOT NULL, event_time_ms INTEGER NOT NULL, "
+            "created_ms INTEGER NOT NULL, PRIMARY KEY (view, key)) WITHOUT ROWID",
+        ]
+        known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+        if all(self._connection.execute(known, (text.split(" ", 1)[0],)).fetchone()[0] for text in statements):
+            return
+        with self._transaction() as connection:
+            for statement in statements:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {statement}")
+            for family in FAMILIES:
+                for field in _coarse_fields(family):
+                    name = f"{self._keys(family.name)}_{field}"
+                    connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {self._keys(family.name)} ({field})")
+
+    def _family_tables(self, family: TileFamily) -> list[str]:
+        key = ", ".join(family.key_fields)
+        typed = ", ".join(f"{field} TEXT" for field in family.key_fields)
+        tiles = (
+            f"{self._tiles(family.name)} ({typed}, tile_ms INTEGER, tile_start_ms INTEGER, n INTEGER NOT NULL, "
+            f"packed BLOB NOT NULL, PRIMARY KEY ({key}, tile_ms, tile_start_ms)) WITHOUT ROWID"
+        )
+        keys = f"{self._keys(family.name)} ({typed}, PRIMARY KEY ({key})) WITHOUT ROWID"
+        return [tiles, keys] if _coarse_fields(family) else [tiles]
+
+    # Written by the tile path.
+
+    def write_tiles(self, family_name: str, rows: Sequence[TileRow], offsets: Offsets) -> None:
+        family = family_named(family_name)
+        newest = latest_tiles(rows)
+        packed = [(*row.key, row.tile_ms, row.tile_start_ms, row.n, pack(family, row)) for row in newest]
+        places = ", ".join("?" * (len(family.key_fields) + 4))
+        key = ", ".join(family.key_fields)
+        upsert = (
+            f"INSERT INTO {self._tiles(family_name)} VALUES ({places}) ON CONFLICT ({key}, tile_ms, tile_start_ms) "
+            "DO UPDATE SET n = excluded.n, packed = excluded.packed WHERE excluded.n > n"
+        )
+        with self._transaction() as connection:
+            connection.executemany(upsert, packed)
+            if _coarse_fields(family):
+                places = ", ".join("?" * len(family.key_fields))
+                insert = f"INSERT OR IGNORE INTO {self._keys(family_name)} VALUES ({places})"
+                connection.executemany(insert, {row.key for row in newest})
+            self._write_offsets(connection, offsets)
+
+    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
+        seen = [(user_id, item_id, time_ms) for (user_id, item_id), time_ms in latest_seen(rows).items()]
+        history = [
+            (row.user_id, row.event_time_ms, row.event_id, encode_interaction(row)) for row in rows if in_history(row)
+        ]
+        decisions = [(row.user_id, *made) for row in rows if (made := decision_of(row)) is not None]
+        with self._transaction() as connection:
+            connection.executemany(
+                f"INSERT INTO {self._seen} VALUES (?, ?, ?) ON CONFLICT (user_id, item_id) DO UPDATE "
+                "SET event_time_ms = excluded.event_time_ms WHERE excluded.event_time_ms > event_time_ms",
+                seen,
+            )
+            connection.executemany(f"INSERT OR IGNORE INTO {self._history} VALUES (?, ?, ?, ?)", history)
+            connection.executemany(
+                f"INSERT INTO {self._decisions} VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, kind, target) DO UPDATE "
+                "SET event_time_ms = excluded.event_time_ms, event_id = excluded.event_id, stands = excluded.stands "
+                "WHERE (excluded.event_time_ms, excluded.event_id) > (event_time_ms, event_id)",
+                decisions,
+            )
+            for user_id in {row[0] for row in seen}:
+                _cut(connection, self._seen, {"user_id": user_id}, "item_id", SEEN_MAX)
+            for user_id in {row[0] for row in history}:
+                _cut(connection, self._history, {"user_id": user_id}, "event_id", HISTORY_MAX)
+            for user_id, kind in {row[:2] for row in decisions}:
+                _cut(connection, self._decisions, {"user_id": user_id, "kind": kind}, "event_id", DECISIONS_MAX)
+            self._write_offsets(connection, offsets)
+
+    def _write_offsets(self, connection: sqlite3.Connection, offsets: Offsets) -> None:
+        connection.executemany(
+            f"INSERT INTO {self._offsets} VALUES (?, ?, ?) ON CONFLICT (topic, partition) DO UPDATE "
+            "SET next_offset = excluded.next_offset WHERE excluded.next_offset > next_offset",
+            [(topic, partition, offset) for (topic, partition), offset in offsets.items()],
+        )
+
+    def offsets(self, topic: str) -> dict[int, int]:
+        return dict(self._all(f"SELECT partition, next_offset FROM {self._offsets} WHERE topic = ?", topic))
+
+    def expire(self, now_ms: int) -> int:
+        removed = 0
+        for family in FAMILIES:
+            key = (*family.key_fields, "tile_ms", "tile_start_ms")
+            chosen = (
+                f"SELECT {', '.join(key)} FROM {self._tiles(family.name)} "
+                f"WHERE tile_start_ms < CASE tile_ms WHEN {DAY_TILE_MS} THEN ? ELSE ? END"
+            )
+            starts = retention_start_ms(DAY_TILE_MS, now_ms), retention_start_ms(family.tile_ms, now_ms)
+            expired = self._all(chosen, *starts)
+            same = " AND ".join(f"{field} = ?" for field in key)
+            for first in range(0, len(expired), EXPIRE_BATCH):
+                batch = expired[first : first + EXPIRE_BATCH]
+                with self._transaction() as connection:
+                    done = connection.executemany(f"DELETE FROM {self._tiles(family.name)} WHERE {same}", batch)
+                    removed += done.rowcount
+        return removed
+
+    # Read.
+
+    def _user_rows(self, user_id: str) -> UserRows:
+        with _store_errors(self.path):
+            execute, key = self._connection.execute, (user_id,)
+            return UserRows(
+                tiles=execute(self._sql_tiles, key).fetchall(),
+                history=[entry for (entry,) in execute(self._sql_history, key)],
+                seen=json.loads(execute(self._sql_seen, key).fetchone()[0]),
+                decisions=[
+                    Decision(DecisionKind(kind), target, time_ms, event_id, bool(stands))
+                    for kind, target, time_ms, event_id, stands in execute(self._sql_decisions, key)
+                ],
+            )
+
+    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTile]:
+        family = family_of(entity)
+        asked, tiles = KEY_FIELDS[entity], self._tiles(family.name)
+        matches = {field: f"json_extract(asked.value, '$[{place}]')" for place, field in enumerate(asked)}
+        tables = "json_each(?) AS asked"
+        if asked[0] in _coarse_fields(family):
+            tables += f" CROSS JOIN {self._keys(family.name)} AS keys ON {_equal('keys', matches)}"
+            matches = {field: f"keys.{field}" for field in family.key_fields}
+        key = ", ".join(f"tiles.{field}" for field in family.key_fields)
+        rows = self._all(
+            f"SELECT {key}, tiles.packed FROM {tables} CROSS JOIN {tiles} AS tiles ON {_equal('tiles', matches)}",
+            json.dumps(keys),
+        )
+        return [PackedTile(row[:-1], row[-1]) for row in rows]
+
+    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTile]:
+        key = ", ".join(family.key_fields)
+        rows = self._all(f"SELECT {key}, packed FROM {self._tiles(family.name)} WHERE tile_start_ms >= ?", since_ms)
+        return [PackedTile(row[:-1], row[-1]) for row in rows]
+
+    def _all(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+        with _store_errors(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+    # Ordinary Feast views.
+
+    def write_documents(self, view: str, documents: Sequence[Document]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?) ON CONFLICT (view, key) DO UPDATE "
+                "SET payload = excluded.payload, event_time_ms = excluded.event_time_ms, "
+                "created_ms = excluded.created_ms "
+                "WHERE (excluded.event_time_ms, excluded.created_ms) >= (event_time_ms, created_ms)",
+                [(view, *document) for document in documents],
+            )
+
+    def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
+        one = "SELECT key, payload, event_time_ms, created_ms FROM documents WHERE view = ? AND key = ?"
+        with _store_errors(self.path):
+            found = [self._connection.execute(one, (view, key)).fetchone() for key in keys]
+        return [Document(*row) if row else None for row in found]
+
+    def drop_documents(self, view: str) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM documents WHERE view = ?", (view,))
+
+    def drop_tiles(self) -> None:
+        tables = [self._seen, self._history, self._decisions, self._offsets]
+        for family in FAMILIES:
+            tables += [self._tiles(family.name), *([self._keys(family.name)] if _coarse_fields(family) else [])]
+        with self._transaction() as connection:
+            for table in tables:
+                connection.execute(f"DELETE FROM {table}")
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        self._threads = threading.local()
+
+
+def _coarse_fields(family: TileFamily) -> list[str]:
+    """The first key fields of entities that the family's own order cannot find: they need an index."""
+    firsts = {KEY_FIELDS[entity][0] for entity in family.entities}
+    return sorted(firsts - {family.key_fields[0]})
+
+
+def _equal(table: str, matches: Mapping[str, str]) -> str:
+    return " AND ".join(f"{table}.{field} = {value}" for field, value in matches.items())
+
+
+def _cut(connection: sqlite3.Connection, table: str, key: dict[str, str], tie: str, bound: int) -> None:
+    """Keeps the newest `bound` rows of one set, by (event_time_ms, tie), once it has outgrown the bound."""
+    same = " AND ".join(f"{field} = ?" for field in key)
+    values = tuple(key.values())
+    (size,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {same}", values).fetchone()
+    if size <= bound + CUT_SLACK:
+        return
+    connection.execute(
+        f"DELETE FROM {table} WHERE {same} AND (event_time_ms, {tie}) < (SELECT event_time_ms, {tie} FROM {table} "
+        f"WHERE {same} ORDER BY event_time_ms DESC, {tie} DESC LIMIT 1 OFFSET {bound - 1})",
+        (*values, *values),
+    )
+
+
+@contextmanager
+def _store_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError) as error:
+        raise StoreUnavailableError(
+            f"the online store {path} does not answer: {error}. Check that its directory is there, writable and not "
+            "full, and that no other program holds it."
+        ) from error

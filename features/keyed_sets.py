@@ -1,0 +1,159 @@
+"""What one user's interactions leave behind: history, seen, hidden and followed, as rules that every store follows.
+
+Each set is a map from a key to the greatest value seen, cut to the `MAX` greatest, so the order in which
+interactions come, and how often, does not matter:
+
+| set | key | value, compared in this order | kept |
+|---|---|---|---|
+| history | (event_time_ms, event_id) | the interaction itself | `HISTORY_MAX` |
+| seen | item_id | event_time_ms, then item_id | `SEEN_MAX` |
+| hidden, followed | item_id, creator_id | (event_time_ms, event_id) of the last decision, which may be an undoing | `DECISIONS_MAX` |
+
+A cut never has to be undone: the least kept value only grows, and a key cut once stays below it until a greater
+value of its own arrives.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from features.events import EventType
+from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
+
+DECISIONS_MAX = 1_000
+"""Most recent decisions kept of each kind, undoings included: an undoing must outlive the late arrival of its act."""
+
+
+class DecisionKind(StrEnum):
+    """A decision that stands until it is undone."""
+
+    HIDDEN = "hidden"
+    FOLLOWED = "followed"
+
+
+_DECISIONS: dict[EventType, tuple[DecisionKind, bool]] = {
+    EventType.HIDE: (DecisionKind.HIDDEN, True),
+    EventType.UNHIDE: (DecisionKind.HIDDEN, False),
+    EventType.FOLLOW: (DecisionKind.FOLLOWED, True),
+    EventType.UNFOLLOW: (DecisionKind.FOLLOWED, False),
+}
+
+
+class Decision(NamedTuple):
+    """The latest decision on one item or creator. Of two, the one with the greater (event_time_ms, event_id) holds."""
+
+    kind: DecisionKind
+    target: str
+    event_time_ms: int
+    event_id: str
+    stands: bool
+
+
+class InteractionError(ValueError):
+    """A record of the interactions topic that is not one."""
+
+
+_TEXTS = ("event_id", "user_id", "item_id", "category", "creator_id")
+_OPTIONAL = ("watch_ms", "duration_ms")
+_TYPES: Mapping[str, EventType] = {event_type.value: event_type for event_type in EventType}
+
+
+def parse_interaction(value: bytes) -> Interaction:
+    """Reads one record's value. Raises `InteractionError` when a field is absent or of another type."""
+    try:
+        record = json.loads(value)
+    except ValueError as error:
+        raise InteractionError(f"interaction: got {value[:80]!r}; allowed: a JSON object.") from error
+    if not isinstance(record, dict) or record.get("event_type") not in _TYPES:
+        raise InteractionError(f"interaction: got {value[:200]!r}; allowed: an object with a known event_type.")
+    texts = {name: record.get(name) for name in _TEXTS}
+    optional = {name: record.get(name) for name in _OPTIONAL}
+    time_ms = record.get("event_time_ms")
+    integers = [number for number in (time_ms, *optional.values()) if number is not None]
+    if not all(type(text) is str for text in texts.values()) or time_ms is None:
+        raise InteractionError(f"interaction: got {value[:200]!r}; needed: {', '.join(_TEXTS)}, event_time_ms.")
+    if not all(type(number) is int for number in integers):
+        raise InteractionError(f"interaction: got {integers!r}; allowed: integers for event_time_ms, {_OPTIONAL}.")
+    return Interaction(event_type=_TYPES[record["event_type"]], event_time_ms=time_ms, **texts, **optional)
+
+
+def in_history(interaction: Interaction) -> bool:
+    """Whether the interaction enters the history: everything that is not an impression."""
+    return interaction.event_type is not EventType.IMPRESSION
+
+
+def decision_of(interaction: Interaction) -> Decision | None:
+    """The decision that the interaction makes, if it is one."""
+    found = _DECISIONS.get(interaction.event_type)
+    if found is None:
+        return None
+    kind, stands = found
+    target = interaction.item_id if kind is DecisionKind.HIDDEN else interaction.creator_id
+    return Decision(kind, target, interaction.event_time_ms, interaction.event_id, stands)
+
+
+def latest_seen(interactions: Iterable[Interaction]) -> dict[tuple[str, str], int]:
+    """The latest event time of each (user_id, item_id) in a batch, so that a store writes each once."""
+    latest: dict[tuple[str, str], int] = {}
+    for interaction in interactions:
+        key = (interaction.user_id, interaction.item_id)
+        if interaction.event_time_ms > latest.get(key, -1):
+            latest[key] = interaction.event_time_ms
+    return latest
+
+
+def newest_seen(seen: dict[str, int]) -> dict[str, int]:
+    """At most `SEEN_MAX` items, by (event time, item_id)."""
+    if len(seen) <= SEEN_MAX:
+        return seen
+    newest = sorted(seen.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)
+    return dict(newest[:SEEN_MAX])
+
+
+def standing(decisions: Iterable[Decision], kind: DecisionKind) -> frozenset[str]:
+    """The targets of the decisions of one kind that have not been undone, among the newest `DECISIONS_MAX`."""
+    of_kind = [decision for decision in decisions if decision.kind is kind]
+    if len(of_kind) > DECISIONS_MAX:
+        of_kind = sorted(of_kind, key=lambda decision: decision[2:4], reverse=True)[:DECISIONS_MAX]
+    return frozenset(decision.target for decision in of_kind if decision.stands)
+
+
+def encode_interaction(interaction: Interaction) -> str:
+    """The interaction without its user, as a JSON list: a store's history entry."""
+    return json.dumps(
+        [
+            interaction.event_id,
+            interaction.event_type,
+            interaction.event_time_ms,
+            interaction.item_id,
+            interaction.category,
+            interaction.creator_id,
+            interaction.watch_ms,
+            interaction.duration_ms,
+        ],
+        separators=(",", ":"),
+    )
+
+
+def decode_history(user_id: str, entries: Sequence[str]) -> tuple[Interaction, ...]:
+    """The history of entries that stand newest first, at most `HISTORY_MAX` of them."""
+    return tuple(_decoded(user_id, ",".join(entries[:HISTORY_MAX])))
+
+
+def _decoded(user_id: str, joined: str) -> Iterator[Interaction]:
+    # Building a frozen dataclass by its constructor costs as much as reading it: fill the instance directly.
+    for entry in json.loads(f"[{joined}]"):
+        interaction = Interaction.__new__(Interaction)
+        fields = interaction.__dict__
+        event_id, event_type, event_time_ms, item_id, category, creator_id, watch_ms, duration_ms = entry
+        fields["event_id"] = event_id
+        fields["event_type"] = _TYPES[event_type]
+        fields["event_time_ms"] = event_time_ms
+        fields["user_id"] = user_id
+        fields["item_id"] = item_id
+        fields["category"] = category
+        fields["creator_id"] = creator_id
+        fields["watch_ms"] = watch_ms
+        fields["duration_ms"] = duration_ms
+        yield interaction

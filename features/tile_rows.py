@@ -1,0 +1,137 @@
+"""One row of a tile topic: read from the wire, packed for the store, unpacked into arrays.
+
+A packed row is `PREFIX + K` little-endian 64-bit integers: tile_ms, tile_start_ms, n, max_event_time_ms, then the
+family's K columns in their order. Shapes: T tile rows, K columns.
+"""
+
+import json
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from features.algebra import Int64s, TileRows
+from features.tiles import DAY_RETENTION_MS, DAY_TILE_MS, FAMILIES, STREAMED_RETENTION_MS, TileFamily
+
+PREFIX = 4
+N_BYTE_OFFSET = 16
+"""Where `n` begins in a packed row."""
+INT64_MAX = 2**63 - 1
+
+
+class TileRow(NamedTuple):
+    """One tile of one key. `key` holds the family's key fields and `values` its columns, each in its order."""
+
+    key: tuple[str, ...]
+    tile_ms: int
+    tile_start_ms: int
+    n: int
+    max_event_time_ms: int
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedTiles:
+    """Tile rows with the keys that `rows.key_T` indexes, sorted; every key has a row."""
+
+    keys: tuple[tuple[str, ...], ...]
+    rows: TileRows
+    max_event_time_T: Int64s
+
+
+class TileError(ValueError):
+    """A record of a tile topic that is not a row of its family."""
+
+
+def family_named(name: str) -> TileFamily:
+    """The family of that name. Raises `TileError` with the known names."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise TileError(f"tile family: got {name!r}; allowed: {', '.join(family.name for family in FAMILIES)}.")
+
+
+def parse_tile(family: TileFamily, value: bytes) -> TileRow:
+    """Reads one record's value. Raises `TileError` when a field is absent, of another type or out of range."""
+    try:
+        record = json.loads(value)
+    except ValueError as error:
+        raise TileError(f"tile of {family.name}: got {value[:80]!r}; allowed: a JSON object.") from error
+    key_fields, integer_fields = _wire_fields(family.name)
+    try:
+        key = tuple([record[name] for name in key_fields])
+        numbers = [record[name] for name in integer_fields]
+    except (KeyError, TypeError) as error:
+        needed = ", ".join((*key_fields, *integer_fields))
+        raise TileError(f"tile of {family.name}: {error!r} in {value[:200]!r}; allowed: {needed}.") from error
+    if not all(type(text) is str for text in key):
+        raise TileError(f"tile of {family.name}: got the key {key!r}; allowed: strings.")
+    if not all(type(number) is int and 0 <= number <= INT64_MAX for number in numbers):
+        raise TileError(f"tile of {family.name}: got {numbers!r} for {integer_fields}; allowed: integers from 0.")
+    tile_ms, tile_start_ms, n, max_event_time_ms, *values = numbers
+    if tile_ms not in (family.tile_ms, DAY_TILE_MS) or tile_start_ms % tile_ms:
+        raise TileError(
+            f"tile of {family.name}: got tile_ms={tile_ms}, tile_start_ms={tile_start_ms}; "
+            f"allowed: {family.tile_ms} or {DAY_TILE_MS}, and a start that is a multiple of it."
+        )
+    return TileRow(key, tile_ms, tile_start_ms, n, max_event_time_ms, tuple(values))
+
+
+@cache
+def _wire_fields(family_name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    family = family_named(family_name)
+    columns = tuple(column.name for column in family.columns)
+    return family.key_fields, ("tile_ms", "tile_start_ms", "n", "max_event_time_ms", *columns)
+
+
+@cache
+def packer(family_name: str) -> struct.Struct:
+    """The layout of the family's packed rows."""
+    return struct.Struct(f"<{PREFIX + len(family_named(family_name).columns)}q")
+
+
+def pack(family: TileFamily, row: TileRow) -> bytes:
+    """The row without its key. Raises `TileError` when the number of values is not the family's."""
+    try:
+        return packer(family.name).pack(row.tile_ms, row.tile_start_ms, row.n, row.max_event_time_ms, *row.values)
+    except struct.error as error:
+        columns = ", ".join(column.name for column in family.columns)
+        raise TileError(f"tile of {family.name}: got the values {row.values}; allowed: {columns} ({error}).") from error
+
+
+def unpack(family: TileFamily, packed: Sequence[bytes], key_T: Int64s) -> tuple[TileRows, Int64s]:
+    """Packed rows as arrays, with each row's newest event time `[T]`."""
+    width = packer(family.name).size // 8
+    raw_TK = np.frombuffer(b"".join(packed), dtype="<i8").reshape(-1, width)
+    rows = TileRows(
+        key_T=key_T, tile_ms_T=raw_TK[:, 0], tile_start_T=raw_TK[:, 1], n_T=raw_TK[:, 2], values_TK=raw_TK[:, PREFIX:]
+    )
+    return rows, raw_TK[:, 3]
+
+
+def keyed_tiles(family: TileFamily, keys: Sequence[tuple[str, ...]], packed: Sequence[bytes]) -> KeyedTiles:
+    """Arrays of T packed rows in any order, `keys[t]` being the key of `packed[t]`; the result is sorted by key."""
+    distinct = sorted(set(keys))
+    index = {key: k for k, key in enumerate(distinct)}
+    key_T = np.fromiter((index[key] for key in keys), dtype=np.int64, count=len(keys))
+    order_T = np.argsort(key_T, kind="stable")
+    rows, newest_T = unpack(family, packed, key_T)
+    return KeyedTiles(keys=tuple(distinct), rows=rows.reordered(order_T), max_event_time_T=newest_T[order_T])
+
+
+def latest_tiles(rows: Iterable[TileRow]) -> Collection[TileRow]:
+    """The row with the largest n of each tile in a batch, so that a store writes each once."""
+    latest: dict[tuple[tuple[str, ...], int, int], TileRow] = {}
+    for row in rows:
+        held = latest.setdefault(row[:3], row)
+        if row.n > held.n:
+            latest[row[:3]] = row
+    return latest.values()
+
+
+def retention_start_ms(tile_ms: int, now_ms: int) -> int:
+    """Tiles of this size that start before it have expired: four days for streamed tiles, 31 for day tiles."""
+    return now_ms - (DAY_RETENTION_MS if tile_ms == DAY_TILE_MS else STREAMED_RETENTION_MS)
