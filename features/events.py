@@ -163,12 +163,17 @@ def is_too_late(event_time_ms: int, arrival_ms: int) -> bool:
 
 def _texts(value: bytes) -> dict[str, str]:
     try:
-        record = json.loads(value)
-    except ValueError as error:
+        record = json.loads(value.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ContractError(Reason.UNPARSABLE, repr(value[:80]), "a JSON object") from error
     if not isinstance(record, dict):
         raise ContractError(Reason.UNPARSABLE, type(record).__name__, "a JSON object")
     return {name: text for name, text in ((name, _text(got)) for name, got in record.items()) if text is not None}
+
+
+def _refuse_constant(name: str) -> None:
+    """JSON (RFC 8259) has no NaN and no infinities; Python's reader would let them pass."""
+    raise ValueError(f"got {name}")
 
 
 def _text(got: object) -> str | None:
