@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.algebra import Float64s, Int64s, finalise_windows
+from features.algebra import Finaliser, Float64s, Int64s, TileRows
 from features.specs import Entity, features_of
+from features.tile_rows import KeyedTiles, TileRow
 from features.tiles import ITEM_TILES
 from serving.tile_table import Key, TileTable
 
 ENTITIES = ITEM_TILES.entities
 """ITEM, CREATOR, CATEGORY: what is finalised from item tiles."""
 _KEY_FIELD = {Entity.ITEM: 0, Entity.CATEGORY: 1, Entity.CREATOR: 2}
-COLUMN_NAMES = tuple(column.name for column in ITEM_TILES.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +54,27 @@ class _EntityState:
     """One entity's ids, the keys that add up to each, and its last finalised values."""
 
     def __init__(self, entity: Entity) -> None:
-        self.features = features_of(entity)
-        self.field = _KEY_FIELD[entity]
-        self.index: dict[str, int] = {}
-        self.keys_of: list[list[int]] = []
+        self._finaliser = Finaliser(features_of(entity), ITEM_TILES.columns)
+        self._field = _KEY_FIELD[entity]
+        self._keys_of: list[list[int]] = []
         self.group_of_key: list[int] = []
+        self.index: dict[str, int] = {}
         self.touched: set[int] = set()
-        self.empty_F = finalise_windows(
-            self.features, ITEM_TILES.columns, TileTable().rows(), np.empty(0, np.int64), 1, 0
-        )[0]
-        self.values_GF = np.empty((0, len(self.features)))
+        no_rows = TileTable().rows()
+        self.empty_F = self._finalise(no_rows, no_rows.key_T, 1, 0)[0]
+        self.values_GF = self.empty_F[None, :][:0]
 
     def add_key(self, p: int, key: Key) -> None:
-        name = key[self.field]
-        group = self.index.setdefault(name, len(self.index))
-        if group == len(self.keys_of):
-            self.keys_of.append([])
-        self.keys_of[group].append(p)
+        group = self.index.setdefault(key[self._field], len(self.index))
+        if group == len(self._keys_of):
+            self._keys_of.append([])
+        self._keys_of[group].append(p)
         self.group_of_key.append(group)
 
     def finalise_all(self, table: TileTable, instant_ms: int) -> None:
         rows = table.rows()
         group_T = np.array(self.group_of_key, dtype=np.int64)[rows.key_T] if len(table) else rows.key_T
-        groups = len(self.index)
-        self.values_GF = finalise_windows(self.features, ITEM_TILES.columns, rows, group_T, groups, instant_ms)
+        self.values_GF = self._finalise(rows, group_T, len(self.index), instant_ms)
         self.touched.clear()
 
     def finalise_touched(self, table: TileTable, instant_ms: int) -> None:
@@ -85,15 +82,17 @@ class _EntityState:
         self.touched.clear()
         if not touched:
             return
-        rows = table.rows(p for group in touched for p in self.keys_of[group])
-        slot = {group: i for i, group in enumerate(touched)}
-        slots: Int64s = np.array([slot.get(group, 0) for group in self.group_of_key], dtype=np.int64)
-        fresh_GF = finalise_windows(
-            self.features, ITEM_TILES.columns, rows, slots[rows.key_T], len(touched), instant_ms
-        )
-        grown = np.repeat(self.empty_F[None, :], len(self.index) - len(self.values_GF), axis=0)
-        self.values_GF = np.concatenate([self.values_GF, grown])
+        rows = table.rows(p for group in touched for p in self._keys_of[group])
+        slot_of = np.zeros(len(self.index), dtype=np.int64)
+        slot_of[touched] = np.arange(len(touched))
+        group_T = slot_of[np.array(self.group_of_key, dtype=np.int64)[rows.key_T]]
+        fresh_GF = self._finalise(rows, group_T, len(touched), instant_ms)
+        new_GF = np.repeat(self.empty_F[None, :], len(self.index) - len(self.values_GF), axis=0)
+        self.values_GF = np.concatenate([self.values_GF, new_GF])
         self.values_GF[touched] = fresh_GF
+
+    def _finalise(self, rows: TileRows, group_T: Int64s, groups: int, instant_ms: int) -> Float64s:
+        return self._finaliser.finalise(self._finaliser.merge(rows, group_T, groups, instant_ms), instant_ms)
 
 
 class ItemSnapshot:
@@ -115,15 +114,18 @@ class ItemSnapshot:
         """How many items have tiles newer than their features."""
         return len(self._states[Entity.ITEM].touched)
 
-    def upsert(self, key: Key, tile_ms: int, tile_start_ms: int, n: int, columns: Mapping[str, int]) -> bool:
-        """Takes one tile row; says whether it was news. A column that the row lacks is 0."""
-        values_K = [columns.get(name, 0) for name in COLUMN_NAMES]
-        p = self._table.upsert(key, tile_ms, tile_start_ms, n, values_K)
-        for state in self._states.values():
-            while len(state.group_of_key) < len(self._table.keys):
-                new = len(state.group_of_key)
-                state.add_key(new, self._table.keys[new])
-            if p is not None:
+    def load(self, tiles: KeyedTiles) -> None:
+        """Starts from the store's rows, in place of what was there."""
+        self._table.load(tiles)
+        self._states = {entity: _EntityState(entity) for entity in ENTITIES}
+        self._add_new_keys()
+
+    def upsert(self, tile: TileRow) -> bool:
+        """Takes one tile row; says whether it was news."""
+        p = self._table.upsert(tile)
+        self._add_new_keys()
+        if p is not None:
+            for state in self._states.values():
                 state.touched.add(state.group_of_key[p])
         return p is not None
 
@@ -140,9 +142,14 @@ class ItemSnapshot:
             self._states[entity].finalise_touched(self._table, instant_ms)
         return self._features(instant_ms)
 
+    def _add_new_keys(self) -> None:
+        for state in self._states.values():
+            for p in range(len(state.group_of_key), len(self._table.keys)):
+                state.add_key(p, self._table.keys[p])
+
     def _features(self, instant_ms: int) -> SnapshotFeatures:
-        frozen = {
+        by_entity = {
             entity: EntityFeatures(index=state.index, values_GF=state.values_GF.copy(), empty_F=state.empty_F)
             for entity, state in self._states.items()
         }
-        return SnapshotFeatures(instant_ms=instant_ms, by_entity=frozen)
+        return SnapshotFeatures(instant_ms=instant_ms, by_entity=by_entity)

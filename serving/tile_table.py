@@ -3,15 +3,16 @@
 T tile rows, K columns of the item family, P distinct keys (item_id, category, creator_id).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from features.algebra import Int64s, TileRows
+from features.tile_rows import KeyedTiles, TileRow
 from features.tiles import DAY_RETENTION_MS, DAY_TILE_MS, ITEM_TILES, STREAMED_RETENTION_MS
 
-Key = tuple[str, str, str]
+Key = tuple[str, ...]
 """(item_id, category, creator_id), the item family's key."""
 
 _FIRST_CAPACITY = 1024
@@ -36,17 +37,27 @@ class TileTable:
     def __len__(self) -> int:
         return self._size
 
-    def upsert(self, key: Key, tile_ms: int, tile_start_ms: int, n: int, values_K: Sequence[int]) -> int | None:
+    def load(self, tiles: KeyedTiles) -> None:
+        """Replaces everything by the store's rows at once."""
+        rows = tiles.rows
+        self.keys = list(tiles.keys)
+        self._index_of_key = {key: p for p, key in enumerate(self.keys)}
+        self._size = len(rows.n_T)
+        self._meta_4T = np.stack([rows.key_T, rows.tile_ms_T, rows.tile_start_T, rows.n_T])
+        self._values_TK = rows.values_TK.copy()
+        self._reindex()
+
+    def upsert(self, tile: TileRow) -> int | None:
         """Writes one tile row and returns its key's index, or None when the table already holds one as new."""
-        p = self._key_index(key)
-        tile = (p, tile_ms, tile_start_ms)
-        row = self._row_of_tile.get(tile)
+        p = self._key_index(tile.key)
+        place = (p, tile.tile_ms, tile.tile_start_ms)
+        row = self._row_of_tile.get(place)
         if row is None:
-            row = self._append(tile)
-        elif self._meta_4T[3, row] >= n:
+            row = self._append(place)
+        elif self._meta_4T[3, row] >= tile.n:
             return None
-        self._meta_4T[3, row] = n
-        self._values_TK[row] = values_K
+        self._meta_4T[3, row] = tile.n
+        self._values_TK[row] = tile.values
         return p
 
     def rows(self, keys: Iterable[int] | None = None) -> TileRows:

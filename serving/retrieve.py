@@ -1,0 +1,100 @@
+"""Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.sources.base import Candidates, Int32s, RetrievalRequest, Source, top
+from models.sources.merge import Merged, merge
+from serving.arms import Arm
+from serving.stages import RETRIEVE, Progress
+
+CATALOGUE = "catalogue"
+"""Provenance of eligible items that no source proposed: the newest first, to fill a slate."""
+RANDOM = "random"
+REQUEST = "request"
+"""Provenance of items that the caller named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """Distinct candidates, best first by reciprocal rank, and what each source proposed."""
+
+    merged: Merged
+    by_source: Mapping[str, Candidates]
+
+    def source_ranks(self, item_index: int) -> dict[str, int]:
+        """The sources that proposed an item with its rank in each, best rank first."""
+        ranks = {}
+        for name, found in self.by_source.items():
+            at = np.flatnonzero(found.item_index == item_index)
+            if at.size:
+                ranks[name] = int(at[0])
+        return dict(sorted(ranks.items(), key=lambda entry: entry[1]))
+
+
+def retrieve(
+    sources: Mapping[str, Source],
+    request: RetrievalRequest,
+    arm: Arm,
+    wanted: int,
+    reserve_ms: float,
+    progress: Progress,
+) -> Retrieved:
+    """Asks each source of the arm for its quota; a source that fails, or has no time left, degrades the stage.
+
+    Below `wanted` candidates the popular source, then the newest eligible items, fill up: a slate is short only
+    when the catalogue is. `reserve_ms` is what the stages after this one need.
+    """
+    by_source: dict[str, Candidates] = {}
+    for name, quota in arm.quotas.items():
+        if progress.remaining_ms() < reserve_ms:
+            progress.degrade(RETRIEVE, f"no time left for the source {name}")
+            continue
+        found = _candidates(sources, name, request, quota, progress)
+        if found is not None and len(found):
+            by_source[name] = found
+    merged = merge(by_source)
+    if len(merged.item_index_C) < wanted:
+        by_source = {**by_source, **_filled(sources, request, merged.item_index_C, wanted, progress)}
+        merged = merge(by_source)
+    return Retrieved(merged=merged, by_source=by_source)
+
+
+def of_request(item_index_C: Int32s) -> Retrieved:
+    """The caller's own items as candidates, in their order."""
+    named = Candidates(item_index=item_index_C, score=np.zeros(len(item_index_C), np.float32))
+    return Retrieved(merged=merge({REQUEST: named}), by_source={REQUEST: named})
+
+
+def _candidates(
+    sources: Mapping[str, Source], name: str, request: RetrievalRequest, quota: int, progress: Progress
+) -> Candidates | None:
+    if name == RANDOM:
+        return top(request.rng.random(len(request.item_table)), request.allowed_I, quota)
+    if name not in sources:
+        progress.degrade(RETRIEVE, f"the bundle has no source {name}")
+        return None
+    try:
+        return sources[name].candidates(request, quota)
+    except Exception as error:  # noqa: BLE001 - one source's failure must not fail the answer
+        progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}: {error}")
+        return None
+
+
+def _filled(
+    sources: Mapping[str, Source], request: RetrievalRequest, found_C: Int32s, wanted: int, progress: Progress
+) -> dict[str, Candidates]:
+    more: dict[str, Candidates] = {}
+    popular = _candidates(sources, "popular", request, wanted, progress)
+    if popular is not None and len(popular):
+        more["popular"] = popular
+        found_C = np.union1d(found_C, popular.item_index)
+    if len(found_C) < wanted:
+        left_I = request.allowed_I.copy()
+        left_I[found_C] = False
+        newest = top(request.item_table.published_at_ms.astype(np.float64), left_I, wanted - len(found_C))
+        if len(newest):
+            more[CATALOGUE] = newest
+    return more
