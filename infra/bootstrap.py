@@ -50,10 +50,14 @@ class Bootstrap:
         """Set on the first failure or Ctrl-C, so that the other thread starts nothing more."""
         self.children: set[subprocess.Popen[bytes]] = set()
 
+    def pending(self) -> tuple[list[str], list[str]]:
+        """The environments and the jar folders that are missing or were built from something else."""
+        venvs = [name for name in ENVIRONMENTS if not self._is_current(*self._environment_stamp(name))]
+        return venvs, [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
+
     def run(self) -> list[str]:
         """Brings everything up to date and returns the names of the parts that were built."""
-        pending_venvs = [name for name in ENVIRONMENTS if not self._is_current(*self._environment_stamp(name))]
-        pending_jars = [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
+        pending_venvs, pending_jars = self.pending()
         if not pending_venvs and not pending_jars:
             return []
         check_machine()
