@@ -1,0 +1,65 @@
+"""The demo's clock, memory and voice: what ran when, how much it took, and what the user is told."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+MEMORY_EVERY_S = 2.0
+
+
+@dataclass(kw_only=True)
+class Phases:
+    """Times the named phases of one run and says their progress on the console."""
+
+    console: Console
+    began_s: float = field(default_factory=time.monotonic)
+    began_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Each phase's name, start_s since the beginning, and seconds."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times the block; a phase that fails is not recorded, since the run ends with it."""
+        start_s = time.monotonic() - self.began_s
+        self.console.print(f"[bold]{name}[/bold]")
+        yield
+        seconds = time.monotonic() - self.began_s - start_s
+        self.rows.append({"name": name, "start_s": round(start_s, 1), "seconds": round(seconds, 1)})
+
+    def say(self, line: str) -> None:
+        """One line of progress, with the seconds since the beginning."""
+        self.console.print(f"  {time.monotonic() - self.began_s:5.0f} s  {line}", markup=False, highlight=False)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase."""
+        return {row["name"]: row["seconds"] for row in self.rows}
+
+
+class MemoryPeak:
+    """Samples the memory of the stack and of this process, and keeps the largest sum in MiB."""
+
+    def __init__(self, stack_mb: Callable[[], float]) -> None:
+        self._stack_mb = stack_mb
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
+        self.peak_mb = 0.0
+
+    def _sample(self) -> None:
+        own = psutil.Process()
+        while not self._ended.wait(MEMORY_EVERY_S):
+            self.peak_mb = max(self.peak_mb, self._stack_mb() + own.memory_info().rss / 2**20)
+
+    def __enter__(self) -> "MemoryPeak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
