@@ -1,0 +1,112 @@
+"""`python -m models.train_candidates`: trains every candidate source from the lake and reports their recall.
+
+Hyper-parameters of ALS are chosen on validation, the report is of test, and what is kept is trained on everything.
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from features.names import LakeTables
+from models import refusal
+from models.evaluate_sources import evaluate_sources, questions
+from models.item_table import ItemTable, train_item_table
+from models.lake import EventLog, read_events, read_items
+from models.sources.merge import DEFAULT_QUOTAS
+from models.splits import time_split
+from models.train_sources import SourcesConfig, feedback, train_als, train_sources
+from models.workspace import atomic_json, new_run, save_arrays
+
+log = logging.getLogger(__name__)
+
+KIND = "candidates"
+TUNING_GRID: tuple[dict[str, float], ...] = (
+    {"regularization": 0.05, "alpha": 2.0},
+    {"regularization": 1.0, "alpha": 2.0},
+    {"regularization": 5.0, "alpha": 5.0},
+    {"regularization": 10.0, "alpha": 2.0},
+    {"regularization": 30.0, "alpha": 5.0},
+)
+"""What ALS chooses from by recall on validation: little to strong shrinkage, weak to strong confidence."""
+
+
+def tune(events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int) -> SourcesConfig:
+    """The configuration of the grid with the best ALS recall on the validation part. Never looks at test."""
+    split = time_split(events.time_ms_N)
+    start_ms = split.validation_start_ms
+    before, after = (events.where(part(events.time_ms_N)) for part in (split.train, split.validation))
+    asked = questions(before, after, item_table, start_ms, seed)
+    matrix = feedback(before, len(item_table))
+    tried = []
+    for choice in TUNING_GRID:
+        candidate = config.model_copy(update=choice)
+        metrics = evaluate_sources({"als": train_als(matrix, candidate, seed)}, asked)["als"]
+        log.info("tuning als %s: recall@100 %.4f", choice, metrics["recall@100"])
+        tried.append((metrics["recall@100"], candidate))
+    return max(tried, key=lambda pair: pair[0])[1]
+
+
+def evaluate_on_test(events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int) -> dict[str, Any]:
+    """Sources trained on all that is before the test part, asked at its start."""
+    split = time_split(events.time_ms_N)
+    instant_ms = split.test_start_ms
+    is_test_N = split.test(events.time_ms_N)
+    before, after = events.where(~is_test_N), events.where(is_test_N)
+    sources = train_sources(before, item_table, config, seed, instant_ms)
+    asked = questions(before, after, item_table, instant_ms, seed)
+    return {
+        "sources": evaluate_sources(sources, asked),
+        "test_users": len(asked),
+        "test_start_ms": instant_ms,
+        "quotas": DEFAULT_QUOTAS,
+    }
+
+
+def train(lake: Path, workspace: Path, seed: int, now_ms: int, run_id: str) -> dict[str, Any]:
+    """Runs the whole training and leaves a run of `KIND` in the workspace; returns its report."""
+    started = time.monotonic()
+    items, items_version = read_items(lake)
+    item_table = train_item_table(items)
+    events, events_version = read_events(lake, item_table)
+    log.info("%d events of %d users, %d items", len(events), len(events.user_ids), len(item_table))
+    config = tune(events, item_table, SourcesConfig(), seed)
+    report = evaluate_on_test(events, item_table, config, seed)
+    sources = train_sources(events, item_table, config, seed, now_ms)
+    report |= {
+        "run_id": run_id,
+        "seed": seed,
+        "config": config.model_dump(),
+        "events": len(events),
+        "items": len(item_table),
+        "delta_versions": {LakeTables().items: items_version, LakeTables().silver_events: events_version},
+        "seconds": time.monotonic() - started,
+    }
+    with new_run(workspace, KIND, run_id) as draft:
+        save_arrays(draft / "items.npz", item_table.to_arrays())
+        for name, source in sources.items():
+            save_arrays(draft / "sources" / f"{name}.npz", source.to_arrays())
+        atomic_json(draft / "report.json", report)
+    log.info("run %s: merged recall %.3f in %.1f s", run_id, report["sources"]["merged"]["recall"], report["seconds"])
+    return report
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lake", type=Path, required=True, help="root of the Delta tables")
+    parser.add_argument("--workspace", type=Path, required=True, help="where the run is left")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--now-ms", type=int, help="the instant of training (default: the wall clock)")
+    parser.add_argument("--run-id", help="name of the run (default: from the instant)")
+    parser.add_argument("--report", type=Path, help="also write the report there")
+    flags = parser.parse_args()
+    now_ms = flags.now_ms if flags.now_ms is not None else time.time_ns() // 1_000_000
+    report = train(flags.lake, flags.workspace, flags.seed, now_ms, flags.run_id or f"{KIND}-{now_ms}")
+    if flags.report:
+        atomic_json(flags.report, report)
+
+
+if __name__ == "__main__":
+    refusal.run(main)
