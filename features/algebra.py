@@ -1,6 +1,7 @@
 """Finalising windows from tiles, in plain numpy: what the online read, the item snapshot and the tests share.
 
-Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities), D (key, day) pairs.
+Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities), D (key, day)
+pairs, R the (window, row) pairs that count, P = W × G places.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from features.tiles import DAY_TILE_MS, Column, Merge, feature_columns, resoluti
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+MAX_ROWS_AT_ONCE = 4_096
+"""Up to so many rows all windows are merged in one pass, which is faster; above it one at a time, for memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class Finaliser:
         window_F = [(feature.window_ms, resolution_ms(feature)) for feature in self.features]
         self._windows = tuple(sorted(set(window_F)))
         """W pairs of length and resolution."""
+        self._is_long_W = np.array([tile_ms == DAY_TILE_MS for _, tile_ms in self._windows], dtype=np.intp)
         parts = [[self._index[column.name] for column in feature_columns(feature)] for feature in self.features]
         self._window_F = np.array([self._windows.index(window) for window in window_F], dtype=np.intp)
         self._first_F = np.array([part[0] for part in parts], dtype=np.intp)
@@ -95,28 +99,18 @@ class Finaliser:
         if (group_T[1:] < group_T[:-1]).any():
             order_T = np.argsort(group_T, kind="stable")
             rows, group_T = rows.reordered(order_T), group_T[order_T]
+        start_W = np.array([tile_start(instant_ms - window_ms, tile_ms) for window_ms, tile_ms in self._windows])
         started_T = rows.tile_start_T <= instant_ms
-        long_T = started_T & rows.counted_once()
-        fine_T = started_T & (rows.tile_ms_T != DAY_TILE_MS)
-        for w, (window_ms, tile_ms) in enumerate(self._windows):
-            start_ms = tile_start(instant_ms - window_ms, tile_ms)
-            in_window_T = (long_T if tile_ms == DAY_TILE_MS else fine_T) & (rows.tile_start_T >= start_ms)
-            self._merge_window(merged_WGK[w], rows.values_TK[in_window_T], group_T[in_window_T])
+        counted_2T = np.stack([started_T & (rows.tile_ms_T != DAY_TILE_MS), started_T & rows.counted_once()])
+        counted_WT = counted_2T[self._is_long_W] & (rows.tile_start_T >= start_W[:, None])
+        at_once = len(self._windows) if len(group_T) <= MAX_ROWS_AT_ONCE else 1
+        for w in range(0, len(self._windows), at_once):
+            _merge_windows(merged_WGK[w : w + at_once], counted_WT[w : w + at_once], rows, group_T, self._maximised_K)
         return merged_WGK
-
-    def _merge_window(self, merged_GK: Int64s, values_TK: Int64s, group_T: Int64s) -> None:
-        if not len(group_T):
-            return
-        first_G = np.concatenate(([0], np.flatnonzero(group_T[1:] != group_T[:-1]) + 1))
-        present_G = group_T[first_G]
-        merged_GK[present_G] = np.add.reduceat(values_TK, first_G, axis=0)
-        if len(self._maximised_K):
-            maximised = np.maximum.reduceat(values_TK[:, self._maximised_K], first_G, axis=0)
-            merged_GK[present_G[:, None], self._maximised_K] = maximised
 
     def regroup(self, merged_WGK: Int64s) -> Int64s:
         """Merges all groups into one: `[W, 1, K]`."""
-        total_WK = merged_WGK.sum(axis=1)
+        total_WK: Int64s = merged_WGK.sum(axis=1)
         if len(self._maximised_K) and merged_WGK.shape[1]:
             total_WK[:, self._maximised_K] = merged_WGK[:, :, self._maximised_K].max(axis=1)
         return total_WK[:, None, :]
@@ -134,11 +128,13 @@ class Finaliser:
             default_S = self._default_F[self._since_S]
             since_SG = np.maximum(instant_ms - last_SG, 0.0)
             out_FG[self._since_S] = np.where(last_SG == 0, default_S[:, None], since_SG)
-        return np.ascontiguousarray(out_FG.T)
+        out_GF: Float64s = np.ascontiguousarray(out_FG.T)
+        return out_GF
 
     def empty(self) -> Float64s:
         """The values `[F]` of windows without events, at any instant."""
-        return self.finalise(np.zeros((len(self._windows), 1, len(self._index)), dtype=np.int64), 0)[0]
+        out_F: Float64s = self.finalise(np.zeros((len(self._windows), 1, len(self._index)), dtype=np.int64), 0)[0]
+        return out_F
 
 
 def finalise_windows(
@@ -155,3 +151,21 @@ def finalise_windows(
     """
     finaliser = Finaliser(features, columns)
     return finaliser.finalise(finaliser.merge(rows, group_T, groups, instant_ms), instant_ms)
+
+
+def _merge_windows(
+    merged_WGK: Int64s, counted_WT: Bools, rows: TileRows, group_T: Int64s, maximised_K: npt.NDArray[np.intp]
+) -> None:
+    """Merges the counted rows of each window into zeros; `group_T` ascends, so equal groups stand together."""
+    windows, groups, columns = merged_WGK.shape
+    window_R, row_R = np.nonzero(counted_WT)
+    if not len(row_R):
+        return
+    place_R = window_R * groups + group_T[row_R]
+    first = np.concatenate(([0], np.flatnonzero(place_R[1:] != place_R[:-1]) + 1))
+    merged_PK = merged_WGK.reshape(windows * groups, columns)
+    values_RK = rows.values_TK[row_R]
+    merged_PK[place_R[first]] = np.add.reduceat(values_RK, first, axis=0)
+    if len(maximised_K):
+        maximised = np.maximum.reduceat(values_RK[:, maximised_K], first, axis=0)
+        merged_PK[place_R[first][:, None], maximised_K] = maximised

@@ -7,19 +7,19 @@ interactions come, and how often, does not matter:
 |---|---|---|---|
 | history | (event_time_ms, event_id) | the interaction itself | `HISTORY_MAX` |
 | seen | item_id | event_time_ms, then item_id | `SEEN_MAX` |
-| hidden, followed | item_id, creator_id | (event_time_ms, event_id) of the last decision, which may be an undoing | `DECISIONS_MAX` |
+| hidden, followed | item_id, creator_id | (event_time_ms, event_id) of the last decision | `DECISIONS_MAX` each |
 
 A cut never has to be undone: the least kept value only grows, and a key cut once stays below it until a greater
 value of its own arrives.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from features.events import EventType
-from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
+from features.user_state import SEEN_MAX, Interaction
 
 DECISIONS_MAX = 1_000
 """Most recent decisions kept of each kind, undoings included: an undoing must outlive the late arrival of its act."""
@@ -55,7 +55,7 @@ class InteractionError(ValueError):
 
 
 _TEXTS = ("event_id", "user_id", "item_id", "category", "creator_id")
-_OPTIONAL = ("watch_ms", "duration_ms")
+_NUMBERS = ("event_time_ms", "watch_ms", "duration_ms")
 _TYPES: Mapping[str, EventType] = {event_type.value: event_type for event_type in EventType}
 
 
@@ -67,15 +67,14 @@ def parse_interaction(value: bytes) -> Interaction:
         raise InteractionError(f"interaction: got {value[:80]!r}; allowed: a JSON object.") from error
     if not isinstance(record, dict) or record.get("event_type") not in _TYPES:
         raise InteractionError(f"interaction: got {value[:200]!r}; allowed: an object with a known event_type.")
-    texts = {name: record.get(name) for name in _TEXTS}
-    optional = {name: record.get(name) for name in _OPTIONAL}
-    time_ms = record.get("event_time_ms")
-    integers = [number for number in (time_ms, *optional.values()) if number is not None]
-    if not all(type(text) is str for text in texts.values()) or time_ms is None:
+    texts = [record.get(name) for name in _TEXTS]
+    numbers = [record.get(name) for name in _NUMBERS]
+    if not all(type(text) is str for text in texts) or numbers[0] is None:
         raise InteractionError(f"interaction: got {value[:200]!r}; needed: {', '.join(_TEXTS)}, event_time_ms.")
-    if not all(type(number) is int for number in integers):
-        raise InteractionError(f"interaction: got {integers!r}; allowed: integers for event_time_ms, {_OPTIONAL}.")
-    return Interaction(event_type=_TYPES[record["event_type"]], event_time_ms=time_ms, **texts, **optional)
+    if not all(number is None or type(number) is int for number in numbers):
+        raise InteractionError(f"interaction: got {numbers!r}; allowed: integers for {', '.join(_NUMBERS)}.")
+    fields: dict[str, Any] = dict(zip((*_TEXTS, *_NUMBERS), (*texts, *numbers), strict=True))
+    return Interaction(event_type=_TYPES[record["event_type"]], **fields)
 
 
 def in_history(interaction: Interaction) -> bool:
@@ -136,24 +135,17 @@ def encode_interaction(interaction: Interaction) -> str:
     )
 
 
-def decode_history(user_id: str, entries: Sequence[str]) -> tuple[Interaction, ...]:
-    """The history of entries that stand newest first, at most `HISTORY_MAX` of them."""
-    return tuple(_decoded(user_id, ",".join(entries[:HISTORY_MAX])))
+def decode_history(user_id: str, joined: str) -> tuple[Interaction, ...]:
+    """The history of entries joined by commas, newest first, of which there are at most `HISTORY_MAX`."""
+    return tuple(_decoded(user_id, entry) for entry in json.loads(f"[{joined}]"))
 
 
-def _decoded(user_id: str, joined: str) -> Iterator[Interaction]:
-    # Building a frozen dataclass by its constructor costs as much as reading it: fill the instance directly.
-    for entry in json.loads(f"[{joined}]"):
-        interaction = Interaction.__new__(Interaction)
-        fields = interaction.__dict__
-        event_id, event_type, event_time_ms, item_id, category, creator_id, watch_ms, duration_ms = entry
-        fields["event_id"] = event_id
-        fields["event_type"] = _TYPES[event_type]
-        fields["event_time_ms"] = event_time_ms
-        fields["user_id"] = user_id
-        fields["item_id"] = item_id
-        fields["category"] = category
-        fields["creator_id"] = creator_id
-        fields["watch_ms"] = watch_ms
-        fields["duration_ms"] = duration_ms
-        yield interaction
+def _decoded(user_id: str, entry: list[Any]) -> Interaction:
+    # A frozen dataclass's constructor costs four times as much as filling the instance.
+    interaction = Interaction.__new__(Interaction)
+    fields = interaction.__dict__
+    fields["user_id"] = user_id
+    fields["event_id"], event_type, fields["event_time_ms"], fields["item_id"] = entry[:4]
+    fields["event_type"] = _TYPES[event_type]
+    fields["category"], fields["creator_id"], fields["watch_ms"], fields["duration_ms"] = entry[4:]
+    return interaction

@@ -53,8 +53,8 @@ class UserRows:
 
     tiles: Sequence[tuple[str, bytes]]
     """Category and packed row."""
-    history: Sequence[str]
-    """Entries of `features.keyed_sets.encode_interaction`, newest first."""
+    history: str
+    """The newest entries of `features.keyed_sets.encode_interaction`, newest first, joined by commas."""
     seen: dict[str, int]
     decisions: Sequence[Decision]
 
@@ -108,20 +108,22 @@ class Backend(ABC):
     def read_user(self, user_id: str, instant_ms: int) -> UserState:
         """The user's windows and keyed sets at the instant. An unknown user has defaults and empty sets."""
         stored = self._user_rows(user_id)
-        counts = Counter([category for category, _ in stored.tiles])
+        categories, packed = zip(*stored.tiles, strict=True) if stored.tiles else ((), ())
+        counts = Counter(categories)
         group_T = np.repeat(np.arange(len(counts)), np.fromiter(counts.values(), dtype=np.int64, count=len(counts)))
-        rows, newest_T = unpack(USER_CATEGORY_TILES, [packed for _, packed in stored.tiles], group_T)
+        rows, newest_T = unpack(USER_CATEGORY_TILES, packed, group_T)
         merged_WGK = self._user.merge(rows, group_T, len(counts), instant_ms)
-        features_GF = self._user.finalise(merged_WGK, instant_ms)
+        with_total_WGK = np.concatenate([merged_WGK, self._user.regroup(merged_WGK)], axis=1)
+        features_GF = self._user.finalise(with_total_WGK, instant_ms)
         history = decode_history(user_id, stored.history)
         seen = newest_seen(stored.seen)
         newest_ms = max(int(newest_T.max(initial=0)), max(seen.values(), default=0))
         return UserState(
             user_id=user_id,
             instant_ms=instant_ms,
-            features_F=self._user.finalise(self._user.regroup(merged_WGK), instant_ms)[0, : self._user_features],
+            features_F=features_GF[-1, : self._user_features],
             categories=tuple(counts),
-            category_features_KF=features_GF[:, self._user_features :],
+            category_features_KF=features_GF[:-1, self._user_features :],
             empty_category_features_F=self._empty_category_F,
             history=history,
             seen=seen,

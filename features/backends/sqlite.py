@@ -49,8 +49,8 @@ class SqliteBackend(Backend):
         self._offsets = f"offsets_{v}"
         self._sql_tiles = f"SELECT category, packed FROM {self._tiles('user_category')} WHERE user_id = ?"
         self._sql_history = (
-            f"SELECT entry FROM {self._history} WHERE user_id = ? "
-            f"ORDER BY event_time_ms DESC, event_id DESC LIMIT {HISTORY_MAX}"
+            f"SELECT group_concat(entry, ',') FROM (SELECT entry FROM {self._history} WHERE user_id = ? "
+            f"ORDER BY event_time_ms DESC, event_id DESC LIMIT {HISTORY_MAX})"
         )
         self._sql_seen = f"SELECT json_group_object(item_id, event_time_ms) FROM {self._seen} WHERE user_id = ?"
         self._sql_decisions = (
@@ -161,8 +161,9 @@ class SqliteBackend(Backend):
             )
             connection.executemany(f"INSERT OR IGNORE INTO {self._history} VALUES (?, ?, ?, ?)", history)
             connection.executemany(
-                f"INSERT INTO {self._decisions} VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, kind, target) DO UPDATE "
-                "SET event_time_ms = excluded.event_time_ms, event_id = excluded.event_id, stands = excluded.stands "
+                f"INSERT INTO {self._decisions} VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, kind, target) "
+                "DO UPDATE SET event_time_ms = excluded.event_time_ms, event_id = excluded.event_id, "
+                "stands = excluded.stands "
                 "WHERE (excluded.event_time_ms, excluded.event_id) > (event_time_ms, event_id)",
                 decisions,
             )
@@ -209,7 +210,7 @@ class SqliteBackend(Backend):
             execute, key = self._connection.execute, (user_id,)
             return UserRows(
                 tiles=execute(self._sql_tiles, key).fetchall(),
-                history=[entry for (entry,) in execute(self._sql_history, key)],
+                history=execute(self._sql_history, key).fetchone()[0] or "",
                 seen=json.loads(execute(self._sql_seen, key).fetchone()[0]),
                 decisions=[
                     Decision(DecisionKind(kind), target, time_ms, event_id, bool(stands))

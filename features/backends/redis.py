@@ -1,0 +1,275 @@
+"""The backend for production: Redis 6.2 or later, one server or a primary with replicas (not a cluster).
+
+A user's tiles are one hash, an item's another, so a read is one round trip. Every write is one script
+(`features.backends.redis_scripts`). Keys carry the version of the specs:
+
+    millrace:VERSION:tiles:FAMILY:FIRST-KEY   hash   "OTHER-KEYS TILE-MS START-MS" -> packed row
+    millrace:VERSION:keys:FIELD:VALUE         set    the family's first keys under a coarser entity
+    millrace:VERSION:history|seen:USER        sorted set by event time; "EVENT-ID ENTRY" or the item
+    millrace:VERSION:hidden|followed:USER     hash   target -> "EVENT-TIME EVENT-ID STANDS"
+    millrace:VERSION:offsets                  hash   "TOPIC PARTITION" -> next offset
+    millrace:documents:VIEW                   hash   key -> "EVENT-TIME CREATED PAYLOAD"
+
+A space separates parts: no identifier holds one (`features.events.ID_PATTERN`), and it sorts below all that they hold.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from features.backends.base import Backend, BackendError, Document, Offsets, PackedTile, StoreUnavailableError, UserRows
+from features.backends.redis_scripts import EXPIRE_HASH, WRITE_DOCUMENTS, WRITE_INTERACTIONS, WRITE_TILES
+from features.keyed_sets import (
+    DECISIONS_MAX,
+    Decision,
+    DecisionKind,
+    decision_of,
+    encode_interaction,
+    in_history,
+    latest_seen,
+)
+from features.specs import KEY_FIELDS, Entity
+from features.tile_rows import TileRow, family_named, latest_tiles, pack, retention_start_ms
+from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, family_of
+from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
+
+CUT_SLACK = 64
+"""A set of decisions is cut when it exceeds its bound by this much; reads cut exactly."""
+BATCH_KEYS = 500
+"""Keys asked for in one round trip by reads of many entities."""
+SOCKET_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+
+_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError, OSError)
+
+
+class RedisBackend(Backend):
+    """Rows in one Redis database. Threads and processes may share it."""
+
+    def __init__(self, url: str, version: str | None = None) -> None:
+        """Connects to a `redis://HOST:PORT/DB`, `rediss://` or `unix://PATH?db=DB` URL."""
+        super().__init__(version)
+        try:
+            self._redis = redis.Redis.from_url(
+                url,
+                socket_timeout=SOCKET_TIMEOUT_S,
+                socket_connect_timeout=CONNECT_TIMEOUT_S,
+                retry=Retry(NoBackoff(), 1),
+            )
+        except ValueError as error:
+            raise BackendError(f"online store: got {url!r}; allowed: redis://HOST:PORT/DB ({error}).") from error
+        self.url = url
+        self._prefix = f"millrace:{self.version}:"
+        self._offsets_key = f"{self._prefix}offsets"
+        script = self._redis.register_script
+        self._write_tiles, self._write_interactions = script(WRITE_TILES), script(WRITE_INTERACTIONS)
+        self._expire_hash, self._write_documents = script(EXPIRE_HASH), script(WRITE_DOCUMENTS)
+        with self._store_errors():
+            self._redis.ping()
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _AWAY as error:
+            raise StoreUnavailableError(
+                f"the online store {self._redis.connection_pool!r} does not answer: {error}. Check that Redis runs "
+                "there and accepts writes."
+            ) from error
+
+    def _tiles_key(self, family_name: str, first: str) -> str:
+        return f"{self._prefix}tiles:{family_name}:{first}"
+
+    def _user_key(self, name: str, user_id: str) -> str:
+        return f"{self._prefix}{name}:{user_id}"
+
+    # Written by the tile path.
+
+    def write_tiles(self, family_name: str, rows: Sequence[TileRow], offsets: Offsets) -> None:
+        family = family_named(family_name)
+        newest = latest_tiles(rows)
+        index = {
+            (f"{self._prefix}keys:{field}:{row.key[place]}", row.key[0])
+            for place, field in _coarse_fields(family)
+            for row in newest
+        }
+        operations = (
+            (
+                self._tiles_key(family_name, row.key[0]),
+                " ".join((*row.key[1:], str(row.tile_ms), str(row.tile_start_ms))),
+                pack(family, row),
+            )
+            for row in newest
+        )
+        header = json.dumps({"offsets": _offset_pairs(offsets), "index": sorted(index)})
+        arguments: list[str | bytes] = [header, *chain.from_iterable(operations)]
+        with self._store_errors():
+            self._write_tiles([self._offsets_key], arguments)
+
+    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
+        header = {
+            "offsets": _offset_pairs(offsets),
+            "seen": [
+                (self._user_key("seen", user_id), time_ms, item_id)
+                for (user_id, item_id), time_ms in latest_seen(rows).items()
+            ],
+            "history": [
+                (
+                    self._user_key("history", row.user_id),
+                    row.event_time_ms,
+                    f"{row.event_id} {encode_interaction(row)}",
+                )
+                for row in rows
+                if in_history(row)
+            ],
+            "decisions": [
+                (self._user_key(made.kind, row.user_id), *made[1:4], int(made.stands))
+                for row in rows
+                if (made := decision_of(row)) is not None
+            ],
+            "seen_max": SEEN_MAX,
+            "history_max": HISTORY_MAX,
+            "decisions_max": DECISIONS_MAX,
+            "slack": CUT_SLACK,
+        }
+        with self._store_errors():
+            self._write_interactions([self._offsets_key], [json.dumps(header)])
+
+    def offsets(self, topic: str) -> dict[int, int]:
+        with self._store_errors():
+            stored: dict[bytes, bytes] = self._redis.hgetall(self._offsets_key)  # type: ignore[assignment]
+        named = {tuple(field.decode().split(" ")): int(offset) for field, offset in stored.items()}
+        return {int(partition): offset for (name, partition), offset in named.items() if name == topic}
+
+    def expire(self, now_ms: int) -> int:
+        removed = 0
+        for family in FAMILIES:
+            kept_from = [retention_start_ms(tile_ms, now_ms) for tile_ms in (DAY_TILE_MS, family.tile_ms)]
+            with self._store_errors():
+                for key in self._redis.scan_iter(match=self._tiles_key(family.name, "*"), count=BATCH_KEYS):
+                    removed += self._expire_hash([key], [DAY_TILE_MS, *kept_from])
+        return removed
+
+    # Read.
+
+    def _user_rows(self, user_id: str) -> UserRows:
+        asked = self._redis.pipeline(transaction=False)
+        asked.hgetall(self._tiles_key("user_category", user_id))
+        asked.zrevrange(self._user_key("history", user_id), 0, HISTORY_MAX - 1)
+        asked.zrevrange(self._user_key("seen", user_id), 0, SEEN_MAX - 1, withscores=True, score_cast_func=int)
+        for kind in DecisionKind:
+            asked.hgetall(self._user_key(kind, user_id))
+        with self._store_errors():
+            tiles, history, seen, *decisions = asked.execute()
+        stored = [(field.split(b" ", 1)[0].decode(), packed) for field, packed in tiles.items()]
+        stored.sort(key=itemgetter(0))
+        return UserRows(
+            tiles=stored,
+            history=b",".join([member.split(b" ", 1)[1] for member in history]).decode(),
+            seen={item_id.decode(): time_ms for item_id, time_ms in seen},
+            decisions=[
+                _decision(kind, target.decode(), text.decode())
+                for kind, of_kind in zip(DecisionKind, decisions, strict=True)
+                for target, text in of_kind.items()
+            ],
+        )
+
+    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTile]:
+        family = family_of(entity)
+        asked = KEY_FIELDS[entity]
+        firsts = [key[0] for key in keys]
+        if asked[0] != family.key_fields[0]:
+            with self._store_errors():
+                found = self._redis.pipeline(transaction=False)
+                for value in firsts:
+                    found.smembers(f"{self._prefix}keys:{asked[0]}:{value}")
+                firsts = sorted({member.decode() for members in found.execute() for member in members})
+        wanted = set(keys)
+        places = [family.key_fields.index(field) for field in asked]
+        names = (self._tiles_key(family.name, first) for first in dict.fromkeys(firsts))
+        return [row for row in self._hashes(names) if tuple(row.key[place] for place in places) in wanted]
+
+    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTile]:
+        with self._store_errors():
+            names = set(self._redis.scan_iter(match=self._tiles_key(family.name, "*"), count=BATCH_KEYS))
+        start_8 = slice(8, 16)
+        return [
+            row
+            for row in self._hashes(name.decode() for name in names)
+            if int.from_bytes(row.packed[start_8], "little") >= since_ms
+        ]
+
+    def _hashes(self, names: Iterable[str]) -> Iterator[PackedTile]:
+        """All the rows of these hashes of tiles."""
+        remaining = list(names)
+        for first in range(0, len(remaining), BATCH_KEYS):
+            batch = remaining[first : first + BATCH_KEYS]
+            asked = self._redis.pipeline(transaction=False)
+            for name in batch:
+                asked.hgetall(name)
+            with self._store_errors():
+                found = asked.execute()
+            for name, stored in zip(batch, found, strict=True):
+                first_key = name.removeprefix(self._prefix).split(":", 2)[2]
+                for field, packed in stored.items():
+                    yield PackedTile((first_key, *field.decode().split(" ")[:-2]), packed)
+
+    # Ordinary Feast views.
+
+    def write_documents(self, view: str, documents: Sequence[Document]) -> None:
+        arguments: list[Any] = []
+        for document in documents:
+            arguments += [document.key, document.event_time_ms, document.created_ms, document.payload]
+        with self._store_errors():
+            self._write_documents([_documents_key(view)], arguments)
+
+    def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
+        if not keys:
+            return []
+        with self._store_errors():
+            found: list[bytes | None] = self._redis.hmget(_documents_key(view), list(keys))  # type: ignore[assignment]
+        return [None if text is None else _document(key, text) for key, text in zip(keys, found, strict=True)]
+
+    def drop_documents(self, view: str) -> None:
+        with self._store_errors():
+            self._redis.unlink(_documents_key(view))
+
+    def drop_tiles(self) -> None:
+        with self._store_errors():
+            names = list(self._redis.scan_iter(match=f"{self._prefix}*", count=BATCH_KEYS))
+            for first in range(0, len(names), BATCH_KEYS):
+                self._redis.unlink(*names[first : first + BATCH_KEYS])
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+def _coarse_fields(family: TileFamily) -> list[tuple[int, str]]:
+    """Place and name of the key fields of entities that are not found by the family's first key."""
+    firsts = {KEY_FIELDS[entity][0] for entity in family.entities}
+    return [(place, field) for place, field in enumerate(family.key_fields) if place and field in firsts]
+
+
+def _offset_pairs(offsets: Offsets) -> list[tuple[str, int]]:
+    return [(f"{topic} {partition}", offset) for (topic, partition), offset in offsets.items()]
+
+
+def _decision(kind: DecisionKind, target: str, text: str) -> Decision:
+    time_ms, event_id, stands = text.split(" ")
+    return Decision(kind, target, int(time_ms), event_id, stands == "1")
+
+
+def _document(key: bytes, text: bytes) -> Document:
+    event_time_ms, created_ms, payload = text.split(b" ", 2)
+    return Document(key, payload, int(event_time_ms), int(created_ms))
+
+
+def _documents_key(view: str) -> str:
+    return f"millrace:documents:{view}"
