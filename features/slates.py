@@ -10,7 +10,7 @@ SLATE_SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SlateItem:
-    """One returned item. `features` are the windowed features that the ranker read, by name."""
+    """One returned item. `features` are its windowed features as the ranker read them, by name."""
 
     item_id: str
     position: int
@@ -50,6 +50,8 @@ class SlateRecord:
     """The instant at which item, creator and category features were finalised."""
     newest_event_ms: int | None
     """Event time of the user's newest event behind the slate."""
+    user_features: Mapping[str, float]
+    """The user's windowed features as the ranker read them, by name; empty when it did not score."""
     items: tuple[SlateItem, ...]
     candidates: tuple[SlateCandidate, ...]
     schema_version: int = SLATE_SCHEMA_VERSION
@@ -92,6 +94,7 @@ def _slate(record: dict[str, Any]) -> SlateRecord:
         degraded=tuple(record["degraded"]),
         snapshot_instant_ms=int(record["snapshot_instant_ms"]),
         newest_event_ms=None if newest is None else int(newest),
+        user_features=_numbers(record["user_features"]),
         items=tuple(_item(item) for item in record["items"]),
         candidates=tuple(_candidate(candidate) for candidate in record["candidates"]),
         schema_version=int(record.get("schema_version", SLATE_SCHEMA_VERSION)),
@@ -105,8 +108,8 @@ def _item(item: dict[str, Any]) -> SlateItem:
         score=float(item["score"]),
         propensity=float(item["propensity"]),
         sources=tuple(item["sources"]),
-        probabilities={head: float(p) for head, p in item["probabilities"].items()},
-        features={name: float(value) for name, value in item["features"].items()},
+        probabilities=_numbers(item["probabilities"]),
+        features=_numbers(item["features"]),
     )
 
 
@@ -114,3 +117,7 @@ def _candidate(candidate: dict[str, Any]) -> SlateCandidate:
     return SlateCandidate(
         item_id=str(candidate["item_id"]), score=float(candidate["score"]), sources=tuple(candidate["sources"])
     )
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in record.items()}

@@ -26,10 +26,13 @@ class Catalogue:
     def __len__(self) -> int:
         return 0 if self.table is None else len(self.table)
 
-    def rebase(self, bundle_table: ItemTable) -> ItemTable:
-        """The table for another bundle."""
-        self.table = bundle_table.with_items(self._items.values())
-        return self.table
+    def over(self, bundle_table: ItemTable) -> ItemTable:
+        """A bundle's table with the topic's items laid over it."""
+        return bundle_table.with_items(self._items.values())
+
+    def rebase(self, bundle_table: ItemTable) -> None:
+        """Goes on from another bundle's table."""
+        self.table = self.over(bundle_table)
 
     def apply(self, records: Iterable[bytes | None]) -> bool:
         """Takes records of the items topic; says whether any changed the catalogue.

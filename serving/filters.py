@@ -23,6 +23,11 @@ class Exclusions:
     dropped: Mapping[str, int]
     """How many items each reason names; an item may have several."""
 
+    @property
+    def eligible(self) -> int:
+        """How many items are left."""
+        return int((~self.excluded_I).sum())
+
     def keep(self, item_index_C: Int32s) -> Bools:
         """Which candidates `[C]` pass: a source that ignores its exclusions changes nothing."""
         passed: Bools = ~self.excluded_I[item_index_C]

@@ -15,7 +15,7 @@ from features.algebra import Finaliser, Float64s, Int64s, TileRows
 from features.specs import Entity, features_of
 from features.tile_rows import KeyedTiles, TileRow
 from features.tiles import ITEM_TILES
-from serving.tile_table import Key, TileTable
+from serving.tile_table import Key, TileTable, no_rows
 
 ENTITIES = ITEM_TILES.entities
 """ITEM, CREATOR, CATEGORY: what is finalised from item tiles."""
@@ -60,8 +60,8 @@ class _EntityState:
         self.group_of_key: list[int] = []
         self.index: dict[str, int] = {}
         self.touched: set[int] = set()
-        no_rows = TileTable().rows()
-        self.empty_F = self._finalise(no_rows, no_rows.key_T, 1, 0)[0]
+        nothing = no_rows(ITEM_TILES)
+        self.empty_F = self._finalise(nothing, nothing.key_T, 1, 0)[0]
         self.values_GF = self.empty_F[None, :][:0]
 
     def add_key(self, p: int, key: Key) -> None:

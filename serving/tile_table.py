@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from features.algebra import Int64s, TileRows
 from features.tile_rows import KeyedTiles, TileRow
-from features.tiles import DAY_RETENTION_MS, DAY_TILE_MS, ITEM_TILES, STREAMED_RETENTION_MS
+from features.tiles import DAY_RETENTION_MS, DAY_TILE_MS, ITEM_TILES, STREAMED_RETENTION_MS, TileFamily
 
 Key = tuple[str, ...]
 """(item_id, category, creator_id), the item family's key."""
@@ -115,3 +115,15 @@ class TileTable:
         self._row_of_tile = {tile: row for row, tile in enumerate(tiles)}
         for (p, _, _), row in self._row_of_tile.items():
             self._rows_of_key[p].append(row)
+
+
+def no_rows(family: TileFamily) -> TileRows:
+    """No tiles of a family: what an entity without events is finalised from."""
+    none = np.empty(0, dtype=np.int64)
+    return TileRows(
+        key_T=none,
+        tile_ms_T=none,
+        tile_start_T=none,
+        n_T=none,
+        values_TK=np.empty((0, len(family.columns)), dtype=np.int64),
+    )

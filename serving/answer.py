@@ -1,0 +1,172 @@
+"""A finished request: what was returned, on what grounds, and the same as protobuf and as a log record.
+
+C candidates, S positions of the slate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.slates import SlateCandidate, SlateItem, SlateRecord
+from models.item_table import Int32s
+from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
+from serving import ranking_pb2 as pb
+from serving.query import Query
+from serving.rerank import RankedRows, by_score
+from serving.retrieve import Retrieved
+from serving.score import SUNK_SCORE, Scored
+from serving.stages import STAGES, Progress
+from serving.view import LiveView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer with everything behind it. `rows` are rows of the candidates, which `item_index_C` names."""
+
+    query: Query
+    view: LiveView
+    progress: Progress
+    served_at_ms: int
+    newest_event_ms: int | None
+    retrieved: Retrieved
+    item_index_C: Int32s
+    """The candidates that passed the filters, in the order of `scored`."""
+    scored: Scored
+    rows: RankedRows
+    unknown_item_ids: tuple[str, ...] = ()
+
+    def item_id(self, row: int) -> str:
+        """The id of the candidate in a row."""
+        return self.view.item_table.item_ids[int(self.item_index_C[row])]
+
+    def score(self, row: int) -> float:
+        """The candidate's score as answered and logged: always finite."""
+        got = float(self.scored.score_C[row])
+        return got if np.isfinite(got) else SUNK_SCORE
+
+    def probabilities(self, row: int) -> dict[str, float]:
+        """The candidate's finite predictions by head."""
+        found = ((head, float(p_C[row])) for head, p_C in self.scored.probabilities.items())
+        return {head: p for head, p in found if np.isfinite(p)}
+
+    def source_ranks(self, row: int) -> dict[str, int]:
+        """The sources that proposed the candidate with its rank in each, best first."""
+        return self.retrieved.source_ranks(int(self.item_index_C[row]))
+
+    def features(self, row: int) -> dict[str, float]:
+        """The windowed features of the candidate as the ranker read them; empty without the ranker."""
+        if self.scored.inputs is None:
+            return {}
+        return dict(zip(CANDIDATE_FEATURES, self.scored.inputs.candidate_CF[row].tolist(), strict=True))
+
+    def user_features(self) -> dict[str, float]:
+        """The user's windowed features as the ranker read them; empty without the ranker."""
+        if self.scored.inputs is None:
+            return {}
+        return dict(zip(USER_FEATURES, self.scored.inputs.user_UF[0].tolist(), strict=True))
+
+
+def to_proto(answer: Answer) -> pb.Slate:
+    """The answer on the wire."""
+    slate = pb.Slate(
+        request_id=answer.query.request_id,
+        bundle_id=answer.view.bundle.bundle_id,
+        experiment_arm=answer.query.arm,
+        served_at_ms=answer.served_at_ms,
+        item_snapshot_time_ms=answer.view.snapshot_instant_ms,
+        candidates_retrieved=len(answer.retrieved.merged.item_index_C),
+        candidates_scored=len(answer.item_index_C),
+        unknown_item_ids=answer.unknown_item_ids,
+    )
+    if answer.newest_event_ms is not None:
+        slate.newest_event_time_ms = answer.newest_event_ms
+        slate.newest_event_age_ms = max(answer.served_at_ms - answer.newest_event_ms, 0)
+    for note in answer.progress.degraded:
+        slate.degraded.add(stage=note.stage, reason=note.reason)
+    for stage in STAGES:
+        if stage in answer.progress.stage_ms:
+            slate.stage_times.add(stage=stage, ms=answer.progress.stage_ms[stage])
+    explained = _explanations(answer) if answer.query.explain else {}
+    for position, row in enumerate(answer.rows.row_S.tolist()):
+        slate.items.append(_proto_item(answer, position, row, explained.get(position)))
+    return slate
+
+
+def _proto_item(answer: Answer, position: int, row: int, explanation: pb.Explanation | None) -> pb.RankedItem:
+    table, item_index = answer.view.item_table, int(answer.item_index_C[row])
+    return pb.RankedItem(
+        item_id=table.item_ids[item_index],
+        score=answer.score(row),
+        head_probabilities=answer.probabilities(row),
+        sources=list(answer.source_ranks(row)),
+        position=position,
+        propensity=float(answer.rows.propensity_S[position]),
+        category=table.categories[table.category_code[item_index]],
+        creator_id=table.creators[table.creator_code[item_index]],
+        explanation=explanation,
+    )
+
+
+def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
+    ranked = by_score(answer.scored.score_C, len(answer.scored.score_C)).row_S
+    rank_of = {int(row): rank for rank, row in enumerate(ranked)}
+    user = answer.user_features()
+    out = {}
+    for position, row in enumerate(answer.rows.row_S.tolist()):
+        out[position] = pb.Explanation(
+            rank_by_score=rank_of[row],
+            contributions=_contributions(answer.probabilities(row), answer.view.bundle.value_weights),
+            features={**user, **answer.features(row)},
+            explored=bool(answer.rows.explored_S[position]),
+            source_ranks=answer.source_ranks(row),
+        )
+    return out
+
+
+def _contributions(probabilities: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    return {head: p * weights.get(head, 0.0) for head, p in probabilities.items()}
+
+
+def to_record(answer: Answer) -> SlateRecord:
+    """The answer as it is logged: every candidate with its score, the returned items with their features."""
+    items = tuple(
+        SlateItem(
+            item_id=answer.item_id(row),
+            position=position,
+            score=answer.score(row),
+            propensity=float(answer.rows.propensity_S[position]),
+            sources=tuple(answer.source_ranks(row)),
+            probabilities=answer.probabilities(row),
+            features=answer.features(row),
+        )
+        for position, row in enumerate(answer.rows.row_S.tolist())
+    )
+    return SlateRecord(
+        request_id=answer.query.request_id,
+        user_id=answer.query.user_id,
+        served_at_ms=answer.served_at_ms,
+        surface=answer.query.surface,
+        bundle_id=answer.view.bundle.bundle_id,
+        arm=answer.query.arm,
+        degraded=tuple(f"{note.stage}: {note.reason}" for note in answer.progress.degraded),
+        snapshot_instant_ms=answer.view.snapshot_instant_ms,
+        newest_event_ms=answer.newest_event_ms,
+        user_features=answer.user_features(),
+        items=items,
+        candidates=_candidates(answer),
+    )
+
+
+def _candidates(answer: Answer) -> tuple[SlateCandidate, ...]:
+    merged = answer.retrieved.merged
+    sources_of = dict(zip(merged.item_index_C.tolist(), merged.from_source_CP, strict=True))
+    names = np.array(merged.source_names)
+    return tuple(
+        SlateCandidate(
+            item_id=answer.item_id(row),
+            score=answer.score(row),
+            sources=tuple(names[sources_of[item_index]].tolist()),
+        )
+        for row, item_index in enumerate(answer.item_index_C.tolist())
+    )

@@ -1,0 +1,202 @@
+"""A small blocking client of the ranking service: connection reuse, deadline, retry. Needs grpcio and protobuf only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving import ranking_pb2 as pb
+from serving import ranking_pb2_grpc
+
+DEFAULT_TIMEOUT_S = 1.0
+_RETRY = (
+    '{"methodConfig": [{"name": [{"service": "millrace.ranking.v1.RankingService"}], "retryPolicy": {'
+    '"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, '
+    '"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}'
+)
+"""Both calls only read, so they may be sent again. gRPC adds jitter to the backoff."""
+
+
+class RankingError(RuntimeError):
+    """The service refused or did not answer; `code` is the gRPC status's name, such as `INVALID_ARGUMENT`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedItem:
+    """One item of a slate; the fields are those of `RankedItem` in ranking.proto."""
+
+    item_id: str
+    score: float
+    head_probabilities: Mapping[str, float]
+    sources: tuple[str, ...]
+    position: int
+    propensity: float
+    category: str
+    creator_id: str
+    explored: bool = False
+    """Known only if the request asked for an explanation."""
+    contributions: Mapping[str, float]
+    """Head to its share of the score; empty unless the request asked for an explanation."""
+    features: Mapping[str, float]
+    """Windowed features that the ranker read; empty unless the request asked for an explanation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slate:
+    """One answer; the fields are those of `Slate` in ranking.proto."""
+
+    request_id: str
+    items: tuple[RankedItem, ...]
+    bundle_id: str
+    experiment_arm: str
+    served_at_ms: int
+    newest_event_time_ms: int | None
+    newest_event_age_ms: int | None
+    item_snapshot_time_ms: int
+    degraded: Mapping[str, str]
+    """Stage to why it fell back; several reasons are joined."""
+    stage_ms: Mapping[str, float]
+    candidates_retrieved: int
+    candidates_scored: int
+    unknown_item_ids: tuple[str, ...]
+
+
+class RankingClient:
+    """One channel to one service; safe for use by several threads. Close it, or use it as a context manager."""
+
+    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """`address` is `host:port`. Connects at the first call."""
+        options = (("grpc.service_config", _RETRY), ("grpc.enable_retries", 1))
+        self._channel = grpc.insecure_channel(address, options=options)
+        self._stub = ranking_pb2_grpc.RankingServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def recommend(
+        self,
+        user_id: str,
+        count: int = 10,
+        *,
+        surface: str = "",
+        device: str = "",
+        locale: str = "",
+        explore: bool = True,
+        arm: str = "",
+        categories: Sequence[str] = (),
+        allow_item_ids: Sequence[str] = (),
+        block_item_ids: Sequence[str] = (),
+        block_categories: Sequence[str] = (),
+        explain: bool = False,
+        timeout_s: float | None = None,
+    ) -> Slate:
+        """A slate for a user. Raises `RankingError`."""
+        request = pb.RecommendRequest(
+            user_id=user_id,
+            surface=surface,
+            device=device,
+            locale=locale,
+            count=count,
+            disable_exploration=not explore,
+            filter=pb.ItemFilter(
+                allow_item_ids=allow_item_ids,
+                block_item_ids=block_item_ids,
+                categories=categories,
+                block_categories=block_categories,
+            ),
+            experiment_arm=arm,
+            explain=explain,
+        )
+        return self._called(self._stub.Recommend, request, timeout_s)
+
+    def rank(
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        *,
+        surface: str = "",
+        device: str = "",
+        locale: str = "",
+        explain: bool = False,
+        timeout_s: float | None = None,
+    ) -> Slate:
+        """The caller's own items by score. Raises `RankingError`."""
+        request = pb.RankRequest(
+            user_id=user_id, surface=surface, device=device, locale=locale, item_ids=item_ids, explain=explain
+        )
+        return self._called(self._stub.Rank, request, timeout_s)
+
+    def serving(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> bool:
+        """Whether the service is there and has a bundle."""
+        try:
+            answer = self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _called(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[pb.RecommendRequest | pb.RankRequest, pb.Slate]",
+        request: pb.RecommendRequest | pb.RankRequest,
+        timeout_s: float | None,
+    ) -> Slate:
+        try:
+            return _slate(method(request, timeout=self._timeout_s if timeout_s is None else timeout_s))
+        except grpc.RpcError as error:
+            raise RankingError(error.code().name, error.details() or "no details") from error
+
+
+def _slate(slate: pb.Slate) -> Slate:
+    degraded: dict[str, str] = {}
+    for note in slate.degraded:
+        degraded[note.stage] = "; ".join(filter(None, (degraded.get(note.stage), note.reason)))
+    known = slate.HasField("newest_event_time_ms")
+    return Slate(
+        request_id=slate.request_id,
+        items=tuple(_item(item) for item in slate.items),
+        bundle_id=slate.bundle_id,
+        experiment_arm=slate.experiment_arm,
+        served_at_ms=slate.served_at_ms,
+        newest_event_time_ms=slate.newest_event_time_ms if known else None,
+        newest_event_age_ms=slate.newest_event_age_ms if known else None,
+        item_snapshot_time_ms=slate.item_snapshot_time_ms,
+        degraded=degraded,
+        stage_ms={stage.stage: stage.ms for stage in slate.stage_times},
+        candidates_retrieved=slate.candidates_retrieved,
+        candidates_scored=slate.candidates_scored,
+        unknown_item_ids=tuple(slate.unknown_item_ids),
+    )
+
+
+def _item(item: pb.RankedItem) -> RankedItem:
+    return RankedItem(
+        item_id=item.item_id,
+        score=item.score,
+        head_probabilities=dict(item.head_probabilities),
+        sources=tuple(item.sources),
+        position=item.position,
+        propensity=item.propensity,
+        category=item.category,
+        creator_id=item.creator_id,
+        explored=item.explanation.explored,
+        contributions=dict(item.explanation.contributions),
+        features=dict(item.explanation.features),
+    )

@@ -1,0 +1,254 @@
+"""The ranking service's process: `python -m serving.server --port P --bundles DIR …`.
+
+It starts with whatever is there. Without a bundle it waits for `champion.json` with health NOT_SERVING and answers
+UNAVAILABLE; without the store or Kafka it answers from memory and says so. SIGTERM drains: health turns
+NOT_SERVING, requests under way are answered, queued slates are sent.
+"""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from features import specs
+from features.backends import Backend
+from features.names import Topics
+from features.repo import open_online_backend
+from serving import ranking_pb2, ranking_pb2_grpc
+from serving.bundles import BundleWatcher
+from serving.item_snapshot import ItemSnapshot
+from serving.live import Live
+from serving.logs import log_as_json
+from serving.metrics import Metrics
+from serving.pipeline import Pipeline, PipelineConfig
+from serving.service import RankingServicer
+from serving.slate_log import SlateLog
+from serving.upkeep import Upkeep
+from serving.users import UserReader
+
+_log = logging.getLogger(__name__)
+
+SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["RankingService"].full_name
+DRAIN_S = 10.0
+OBSERVE_EVERY_S = 1.0
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What the command line says."""
+
+    port: int
+    bundles: Path
+    feature_repo: Path
+    bootstrap_servers: str | None
+    """None: no Kafka; the catalogue and the item features stay as bundle and store have them, slates are not logged."""
+    metrics_port: int | None
+    topics: Topics
+    host: str = "127.0.0.1"
+    max_in_flight: int = 32
+    workers: int = 2
+    """Threads that run the pipeline: one a core."""
+    ranker_threads: int = 1
+
+
+class StartError(RuntimeError):
+    """Why the service cannot start, in one sentence."""
+
+
+class Server:
+    """All parts of the service and their order of starting and stopping."""
+
+    def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
+        self._config = config
+        self._clock_ms = clock_ms
+        self._metrics = Metrics()
+        self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
+        kafka = config.bootstrap_servers
+        self._users = UserReader(self._open_store, perf_counter)
+        self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
+        self._upkeep = Upkeep(
+            live=self._live,
+            open_store=self._open_store,
+            bootstrap_servers=kafka,
+            topics=config.topics,
+            clock_ms=clock_ms,
+        )
+        self._watcher = BundleWatcher(
+            live=self._live,
+            bundles_dir=config.bundles,
+            threads=config.ranker_threads,
+            on_switch=self._metrics.use_bundle,
+        )
+        pipeline = Pipeline(users=self._users, slates=self._slates, config=PipelineConfig(), clock_ms=clock_ms)
+        self._servicer = RankingServicer(
+            pipeline=pipeline,
+            view=lambda: self._live.view,
+            metrics=self._metrics,
+            max_in_flight=config.max_in_flight,
+            workers=config.workers,
+        )
+        self._health = health.aio.HealthServicer()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT. Raises `StartError` when a port is taken."""
+        server = await self._started()
+        loop = asyncio.get_running_loop()
+        for signal_ in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_, self._stopping.set)
+        self._upkeep.start()
+        self._watcher.start()
+        await self._observe()
+        await self._drain(server)
+
+    async def _started(self) -> grpc.aio.Server:
+        config = self._config
+        # Without this a second server would share the port silently and take half of the requests.
+        options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+        server = grpc.aio.server(options=options)
+        add_servicer: Callable[[RankingServicer, grpc.aio.Server], None]
+        add_servicer = ranking_pb2_grpc.add_RankingServiceServicer_to_server
+        add_servicer(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            raise StartError(f"port {config.port} of {config.host} is taken; give another --port.") from error
+        try:
+            if config.metrics_port is not None:
+                self._metrics.serve(config.metrics_port)
+        except OSError as error:
+            raise StartError(f"port {config.metrics_port} is taken ({error}); give another --metrics-port.") from error
+        await server.start()
+        _log.info("listening on %s:%d", config.host, config.port)
+        return server
+
+    async def _observe(self) -> None:
+        """Turns health to SERVING with the first bundle and keeps the gauges, until it is time to stop."""
+        serving = False
+        while not self._stopping.is_set():
+            view = self._live.view
+            if view is not None:
+                if not serving:
+                    serving = True
+                    await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+                self._metrics.catalogue_items.set(len(view.item_table))
+                self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
+            self._metrics.bundles_refused.set(self._watcher.refused)
+            self._metrics.records_refused.labels("items").set(self._live.items_refused)
+            self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
+            except TimeoutError:
+                continue
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        _log.info("draining for at most %.0f s", DRAIN_S)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.stop(DRAIN_S)
+        self._watcher.stop()
+        self._upkeep.stop()
+        self._servicer.close()
+        if self._slates is not None:
+            self._slates.close()
+        self._users.close()
+        _log.info("stopped")
+
+    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    def _open_store(self) -> Backend:
+        return open_online_backend(self._config.feature_repo)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message}. See --help.\n")
+        raise SystemExit(2)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a port from 1 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number from 1")
+    return int(text)
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, which is a file; allowed: a directory")
+    return path
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]:
+    """The configuration and the log level. A wrong flag ends the process with one sentence and status 2."""
+    parser = _Parser(prog="serving.server", description="Serves the promoted bundle over gRPC.", allow_abbrev=False)
+    parser.add_argument("--port", type=_port, required=True, help="gRPC port")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--bundles", type=_directory, required=True, help="directory of bundles and champion.json")
+    parser.add_argument("--feature-repo", type=_directory, required=True, help="directory of feature_store.yaml")
+    parser.add_argument("--bootstrap-servers", help="Kafka; absent: no live item features, no slates logged")
+    parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
+    parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
+    parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
+    parser.add_argument("--topics-version", default=specs.version(), help="suffix of the derived topics")
+    parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
+    parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
+    parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    got = parser.parse_args(arguments)
+    topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
+    config = ServerConfig(
+        port=got.port,
+        host=got.host,
+        bundles=got.bundles,
+        feature_repo=got.feature_repo,
+        bootstrap_servers=got.bootstrap_servers or None,
+        metrics_port=got.metrics_port,
+        topics=topics,
+        max_in_flight=got.max_in_flight,
+        workers=got.workers,
+        ranker_threads=got.ranker_threads,
+    )
+    return config, got.log_level
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the service; returns the process's exit status."""
+    config, log_level = parse_arguments(arguments)
+    log_as_json(log_level)
+
+    async def serve() -> None:
+        await Server(config, clock_ms=lambda: time.time_ns() // 1_000_000).run()
+
+    try:
+        asyncio.run(serve())
+    except StartError as error:
+        sys.stderr.write(f"serving.server: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
