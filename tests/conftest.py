@@ -19,6 +19,28 @@ ROOT = Path(__file__).resolve().parent.parent
 JARS = ROOT / ".jars"
 
 
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--regenerate-golden` writes the golden files anew, to be reviewed as a diff."""
+    parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/ anew instead of comparing")
+
+
+@pytest.fixture
+def matches_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with the golden file of a name; fails with what to do when they differ."""
+
+    def check(name: str, got: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--regenerate-golden"):
+            path.write_text(got)
+        golden = path.read_text() if path.exists() else ""
+        assert got == golden, f"{path} is not what the code says: review the change, then pytest --regenerate-golden"
+
+    return check
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nothing listens on now."""
     with closing(socket.socket()) as probe:

@@ -18,7 +18,7 @@ _LOOK_MS = 1_500
 """Time that looking at one position takes."""
 _WATCHED_TO_THE_END = 0.85
 _WATCH_MS_MIN = 500
-_STEP_MS = 10
+_STEP_MS = 2
 """Least distance between what happens at two positions, whatever the pace."""
 
 

@@ -25,7 +25,7 @@ EVENT_TYPES = (
     EventType.HIDE,
 )
 """The types that the world produces; an event's type code is its place here."""
-_AFTER_WATCH_MS = 10
+_AFTER_WATCH_MS = 2
 """Distance between the end of a watch, a like, a share and a follow."""
 
 

@@ -291,7 +291,7 @@ class World:
         is_watch_N = type_N == EVENT_TYPES.index(EventType.WATCH)
         clone.seen.update((first, second))
         happened = Occurrences(
-            time_ms_N=now_ms + 10 * np.arange(len(done)),
+            time_ms_N=now_ms + np.arange(len(done)),
             type_N=type_N,
             user_N=np.full(len(done), clone.index),
             item_N=item_N,

@@ -1,0 +1,213 @@
+"""Replays a file of events into Kafka: JSON Lines or Parquet, at a rate or as fast as it goes.
+
+A row has the contract's fields. It may also have `arrival_ms`, when it first arrived: that becomes the record's
+timestamp and is not sent; without it an event arrived when it happened. The whole file is read and checked before
+the first record is sent. Sending a file twice does no harm: the second copies are known by their ids.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.events import FIELDS, ContractError, Event, parse_event
+from streaming.producer import Producer, Progress, counted
+from streaming.records import Record, RecordKind, to_json
+
+_LOG = logging.getLogger(__name__)
+_JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
+_PARQUET = frozenset({".parquet"})
+_PARQUET_BATCH_ROWS = 10_000
+_ARRIVAL = "arrival_ms"
+
+
+class ReplayError(ValueError):
+    """A file that cannot be replayed. Nothing of it has been sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """What a replay sent."""
+
+    events: int
+    """Valid events."""
+    invalid: int
+    """Records that break the contract, sent as they are; 0 unless they were let through."""
+    shift_ms: int
+    """What was added to every time."""
+    seconds: float
+
+    @property
+    def records(self) -> int:
+        """Everything sent."""
+        return self.events + self.invalid
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One row of the file, at a number that a person can find (1 is the first)."""
+
+    number: int
+    value: bytes
+    arrival_ms: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    invalid: int
+    last_ms: int
+
+
+def replay_file(
+    path: Path,
+    *,
+    bootstrap_servers: str,
+    topic: str,
+    rate_per_s: float | None = None,
+    shift_to_ms: int | None = None,
+    keep_invalid: bool = False,
+    on_progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ReplayReport:
+    """Sends every row of the file, in its order, to the topic.
+
+    `rate_per_s` limits the speed; None is as fast as it goes. `shift_to_ms` moves all times by one constant, so that
+    the newest event happens at that instant. A file with a row that breaks the contract is refused, unless
+    `keep_invalid` sends such rows as they are (unshifted, for the dead-letter topic).
+
+    Raises `ReplayError` for a file that cannot be read or is refused, with nothing sent; `ProduceError` when Kafka
+    fails.
+    """
+    if rate_per_s is not None and not rate_per_s > 0:
+        raise ReplayError(f"got a rate of {rate_per_s} events/s; allowed: more than 0. Leave it out for full speed.")
+    checked = check_file(path, keep_invalid=keep_invalid)
+    shift_ms = 0 if shift_to_ms is None else shift_to_ms - checked.last_ms
+    start_s = clock()
+    with Producer(bootstrap_servers, topic, linger_ms=20 if rate_per_s is None else 5) as producer:
+        records = _records(path, shift_ms, checked.last_ms)
+        producer.send(counted(_paced(records, rate_per_s, clock, sleep), on_progress))
+    sent = producer.delivered
+    _LOG.info("%d records of %s delivered to %s", sent, path, topic)
+    return ReplayReport(
+        events=sent - checked.invalid, invalid=checked.invalid, shift_ms=shift_ms, seconds=clock() - start_s
+    )
+
+
+def check_file(path: Path, *, keep_invalid: bool = False) -> _Check:
+    """Reads the whole file. Raises `ReplayError` at the first row that breaks the contract, or if none is valid."""
+    invalid, last_ms = 0, None
+    for row in _rows(path):
+        event = _parse(row, refuse_as=None if keep_invalid else path)
+        if event is None:
+            invalid += 1
+        else:
+            last_ms = max(event.event_time_ms, last_ms or 0)
+    if last_ms is None:
+        raise ReplayError(f"{path}: got no valid event; allowed: at least 1. Give a file with events.")
+    return _Check(invalid=invalid, last_ms=last_ms)
+
+
+def _parse(row: _Row, refuse_as: Path | None = None) -> Event | None:
+    """The row's event; None if it has none and no path to refuse it by is given."""
+    try:
+        # Without an arrival of its own an event arrives when it happens, so it cannot come from the future.
+        return parse_event(row.value, 10**17 if row.arrival_ms is None else row.arrival_ms)
+    except ContractError as error:
+        if refuse_as is None:
+            return None
+        raise ReplayError(
+            f"{refuse_as}, row {row.number}: {error} Nothing was sent; --keep-invalid sends it as it is."
+        ) from error
+
+
+def _records(path: Path, shift_ms: int, last_ms: int) -> Iterator[Record]:
+    """The file's records in order. One that has no event of its own arrives with the one before it."""
+    arrival_ms = last_ms + shift_ms
+    for row in _rows(path):
+        event = _parse(row)
+        if event is None:
+            yield Record(value=row.value, key=b"", arrival_ms=arrival_ms, kind=RecordKind.BROKEN)
+            continue
+        arrival_ms = shift_ms + (event.event_time_ms if row.arrival_ms is None else row.arrival_ms)
+        value = _shifted(row.value, shift_ms) if shift_ms else row.value
+        yield Record(value=value, key=event.user_id.encode(), arrival_ms=arrival_ms, event_id=event.event_id)
+
+
+def _shifted(value: bytes, shift_ms: int) -> bytes:
+    record = json.loads(value)
+    return to_json({**record, "event_time_ms": int(record["event_time_ms"]) + shift_ms})
+
+
+def _paced(
+    records: Iterator[Record], rate_per_s: float | None, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> Iterator[Record]:
+    """Holds each record back until it is due; a pace that was missed is caught up."""
+    if rate_per_s is None:
+        yield from records
+        return
+    start_s = clock()
+    for number, record in enumerate(records):
+        left_s = start_s + number / rate_per_s - clock()
+        if left_s > 0:
+            sleep(left_s)
+        yield record
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    suffix = path.suffix.lower()
+    if suffix in _JSON_LINES:
+        return _json_rows(path)
+    if suffix in _PARQUET:
+        return _parquet_rows(path)
+    allowed = ", ".join(sorted(_JSON_LINES | _PARQUET))
+    raise ReplayError(f"{path}: got a file that ends in {suffix!r}; allowed: {allowed}. Rename or convert it.")
+
+
+def _json_rows(path: Path) -> Iterator[_Row]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _json_row(number, line.strip())
+    except OSError as error:
+        raise ReplayError(f"cannot read {path}: {error.strerror}. Give a readable file of events.") from error
+
+
+def _json_row(number: int, line: bytes) -> _Row:
+    if _ARRIVAL.encode() not in line:
+        return _Row(number=number, value=line, arrival_ms=None)
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return _Row(number=number, value=line, arrival_ms=None)
+    if not isinstance(record, dict) or type(record.get(_ARRIVAL)) is not int:
+        return _Row(number=number, value=line, arrival_ms=None)
+    arrival_ms = record.pop(_ARRIVAL)
+    return _Row(number=number, value=to_json(record), arrival_ms=arrival_ms)
+
+
+def _parquet_rows(path: Path) -> Iterator[_Row]:
+    import pyarrow as pa  # only a Parquet file needs it
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            names = {field.name for field in FIELDS} | {_ARRIVAL}
+            columns = [name for name in table.schema_arrow.names if name in names]
+            number = 0
+            for batch in table.iter_batches(_PARQUET_BATCH_ROWS, columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield _parquet_row(number, record)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ReplayError(f"cannot read {path}: {reason}. Give a readable Parquet file of events.") from error
+
+
+def _parquet_row(number: int, record: dict[str, Any]) -> _Row:
+    arrival_ms = record.pop(_ARRIVAL, None)
+    return _Row(number=number, value=to_json(record), arrival_ms=arrival_ms)
