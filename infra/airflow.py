@@ -6,15 +6,38 @@ Imported by the DAGs in Airflow's environment, so it needs the settings and the 
 import base64
 import json
 import secrets
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from infra.settings import LOOPBACK, ROOT, Settings, environment_python, jars_dir, search_path
+from infra.settings import LOOPBACK, ROOT, Settings, environment_python, jars_dir, load_settings, search_path
 
 USER = "millrace"
+DAG_IDS = (
+    "lake_ingest",
+    "offline_features",
+    "training_examples",
+    "train_candidates",
+    "train_ranker",
+    "promote_bundle",
+)
+"""From the broker to the promoted bundle: a triggered `lake_ingest` sets off all the others by their assets."""
 SPARK_CONNECTION = "spark_default"
 SPARK_POOL = "spark"
 """One slot: two Spark drivers at a time do not fit beside the rest on a small machine."""
+
+ASSETS = {
+    "lake_events": "millrace://lake/silver/events",
+    "offline_features": "millrace://lake/gold/features",
+    "examples": "millrace://lake/gold/examples",
+    "candidates": "millrace://workspace/candidates",
+    "ranker": "millrace://workspace/ranker",
+    "bundle": "millrace://bundles/champion",
+}
+"""What one DAG emits and another waits for: names with URIs that say where the thing is on the stack."""
 
 
 def passwords_path(settings: Settings) -> Path:
@@ -45,7 +68,7 @@ def _write_once(path: Path, values: Mapping[str, str]) -> None:
     path.write_text(json.dumps(values))
 
 
-def airflow_environment(settings: Settings, dags_dir: Path = ROOT / "dags") -> dict[str, str]:
+def airflow_environment(settings: Settings) -> dict[str, str]:
     """Variables of every Airflow process: its configuration, the stack's settings, and where Spark is.
 
     `write_secrets` must have run. Task processes inherit them, so a DAG's commands see the same stack.
@@ -56,7 +79,7 @@ def airflow_environment(settings: Settings, dags_dir: Path = ROOT / "dags") -> d
         **settings.environment(),
         **json.loads(_keys_path(settings).read_text()),
         "AIRFLOW_HOME": str(settings.airflow_home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(dags_dir),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_dir),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(settings.airflow_parallelism),
@@ -90,6 +113,76 @@ def airflow_environment(settings: Settings, dags_dir: Path = ROOT / "dags") -> d
     }
 
 
-def spark_jars() -> str:
-    """The Spark connectors, separated by commas as `--jars` takes them."""
-    return ",".join(str(path) for path in sorted(jars_dir("spark").glob("*.jar")))
+# For the DAGs: what a task runs. A DAG file holds names and order, never a path or a flag's value.
+
+
+@cache
+def dag_settings() -> Settings:
+    """The settings of the stack whose Airflow imports the DAGs."""
+    return load_settings()
+
+
+def asset(name: str) -> dict[str, str]:
+    """Arguments of an `Asset` of `ASSETS`. Raises `KeyError` for another name."""
+    return {"name": name, "uri": ASSETS[name]}
+
+
+def default_args(timeout_min: int, retries: int = 2) -> dict[str, Any]:
+    """What every task shares: owner, retries with a growing pause, and a limit in minutes on one attempt."""
+    return {
+        "owner": "data-platform",
+        "retries": retries,
+        "retry_delay": timedelta(seconds=15),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=5),
+        "execution_timeout": timedelta(minutes=timeout_min),
+    }
+
+
+def spark_job(application: str, *flags: str) -> dict[str, Any]:
+    """Arguments of a `SparkSubmitOperator` that runs `batch/<application>.py`. See `place` for the flags."""
+    settings = dag_settings()
+    return {
+        "application": str(ROOT / "batch" / f"{application}.py"),
+        "application_args": _arguments(flags),
+        "name": f"millrace-{application.replace('_', '-')}",
+        "conn_id": SPARK_CONNECTION,
+        "jars": ",".join(str(path) for path in sorted(jars_dir("spark").glob("*.jar"))),
+        "driver_memory": f"{settings.spark_driver_mb}m",
+        # Small inputs: a driver that compiles less and collects in parallel starts its work sooner.
+        "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"},
+        "pool": SPARK_POOL,
+    }
+
+
+def python_job(module: str, *flags: str) -> dict[str, Any]:
+    """Arguments of a `BashOperator` that runs `python -m <module>` in the app environment; flags as in `place`."""
+    command = [str(environment_python("app")), "-m", module, *_arguments(flags)]
+    return {"bash_command": shlex.join(command), "cwd": str(ROOT)}
+
+
+def _arguments(flags: Sequence[str]) -> list[str]:
+    return [text for flag in flags for text in (flag, place(flag)) if text]
+
+
+def place(flag: str) -> str:
+    """The stack's value of a flag that jobs share. A flag written `--name=value` has its value already: empty.
+
+    Raises `ValueError` for a flag that is not known here.
+    """
+    if "=" in flag:
+        return ""
+    settings = dag_settings()
+    values = {
+        "--bootstrap-servers": settings.bootstrap_servers,
+        "--lake": str(settings.lake_dir),
+        "--checkpoints": str(settings.spark_checkpoints_dir),
+        "--feature-repo": str(settings.feature_repo_dir),
+        "--workspace": str(settings.workspace_dir),
+        "--bundles": str(settings.bundles_dir),
+        "--tracking-uri": settings.mlflow_uri,
+        "--seed": str(settings.seed),
+    }
+    if flag not in values:
+        raise ValueError(f"got the flag {flag}; allowed: --name=value or one of {', '.join(values)}.")
+    return values[flag]

@@ -3,6 +3,7 @@
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features import specs
 from features.names import Topics
-from infra.airflow import airflow_environment
+from infra.airflow import SPARK_POOL, airflow_environment
+from infra.airflow_client import AirflowClient
 from infra.kafka import BrokerConfig, create_topics, format_broker
 from infra.settings import ROOT, Settings, environment_python, jars_dir
 from infra.supervisor import Program
@@ -198,6 +200,11 @@ def _airflow(name: str, *arguments: str) -> Callable[[Settings], Program]:
     return program
 
 
+def _airflow_pool(context: Context) -> None:
+    with closing(AirflowClient(context.settings)) as client:
+        client.set_pool(SPARK_POOL, 1, "One Spark driver at a time.")
+
+
 def _airflow_health(part: str) -> Callable[[Settings], bool]:
     def ready(settings: Settings) -> bool:
         health = _get(f"{settings.airflow_url}/api/v2/monitor/health")
@@ -268,9 +275,10 @@ STEPS: tuple[Step, ...] = (
         ports=("airflow_port",),
         group="airflow",
     ),
+    Step(name="airflow-pool", after=("airflow-api",), prepare=_airflow_pool),
     Step(
         name="airflow-scheduler",
-        after=("airflow-api",),
+        after=("airflow-pool",),
         # The API server reads the task logs from the disk that it shares with the scheduler.
         program=_airflow("airflow-scheduler", "scheduler", "--skip-serve-logs"),
         ready=_airflow_health("scheduler"),

@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """What training tasks hand to one another."""
     feature_repo_dir: Path = _below_var("feature-repo")
     """Feast's repository: `feature_store.yaml` and its registry."""
+    dags_dir: Path = ROOT / "dags"
+    """The folder that Airflow reads."""
     online_store: str = ""
     """Path of the SQLite file or a `redis://` URL; the default is a file below `var_dir`."""
     tracking_uri: str = ""
@@ -80,8 +82,10 @@ class Settings(BaseSettings):
     airflow_parallelism: int = Field(default=2, ge=1, le=32)
     """Tasks that Airflow runs at a time."""
     ingest_schedule: str = ""
-    """Cron line of the lake_ingest DAG, such as `*/5 * * * *`; empty: only when triggered. The other DAGs follow."""
-    start_timeout_s: float = Field(default=180.0, gt=0)
+    """Cron line of the lake_ingest DAG, such as `*/5 * * * *`; empty: only when triggered."""
+    training_schedule: str = ""
+    """Cron line on which training starts, such as `0 3 * * *`; empty: whenever its inputs have changed."""
+    start_timeout_s: float = Field(default=240.0, gt=0)
     """How long a program may take to become ready."""
     seed: int = 7
     """Seed of the training tasks."""

@@ -1,0 +1,47 @@
+"""Packs sources and ranker into one bundle, registers it, and makes it the champion if it may be."""
+
+from datetime import timedelta
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG, Asset
+
+from infra.airflow import asset, default_args, python_job
+
+RANKER = Asset(**asset("ranker"))
+BUNDLE = Asset(**asset("bundle"))
+
+with DAG(
+    dag_id="promote_bundle",
+    schedule=[RANKER],
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=1),
+    default_args=default_args(timeout_min=20),
+    tags=["serving"],
+    doc_md="""
+### Purpose
+One immutable directory with one manifest: what is promoted, served and rolled back as one.
+
+### Inputs
+The latest runs of `train_candidates` and `train_ranker` in the workspace (asset `ranker`).
+
+### Outputs
+A directory below the bundles' root, a version in MLflow's registry, and `champion.json`, replaced in one step; the
+ranking service loads what it names. The asset `bundle`.
+
+### Owner
+Recommendations.
+
+### Rerun
+Safe at any time: bundles are never overwritten. To roll back, promote an older bundle's id.
+
+### On failure
+Read the log of `promote`: a hash that does not fit, or a metric below its floor, is named there. The champion stays
+what it was.
+""",
+) as dag:
+    BashOperator(
+        task_id="promote",
+        outlets=[BUNDLE],
+        **python_job("models.promote", "--workspace", "--bundles", "--tracking-uri"),
+    )
