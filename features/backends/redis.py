@@ -16,7 +16,6 @@ A space separates parts: no identifier holds one (`features.events.ID_PATTERN`),
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -100,16 +99,11 @@ class RedisBackend(Backend):
             for place, field in _coarse_fields(family)
             for row in newest
         }
-        operations = (
-            (
-                self._tiles_key(family_name, row.key[0]),
-                " ".join((*row.key[1:], str(row.tile_ms), str(row.tile_start_ms))),
-                pack(family, row),
-            )
-            for row in newest
-        )
         header = json.dumps({"offsets": _offset_pairs(offsets), "index": sorted(index)})
-        arguments: list[str | bytes] = [header, *chain.from_iterable(operations)]
+        arguments: list[str | bytes] = [header]
+        for row in newest:
+            field = " ".join((*row.key[1:], str(row.tile_ms), str(row.tile_start_ms)))
+            arguments += [self._tiles_key(family_name, row.key[0]), field, pack(family, row)]
         with self._store_errors():
             self._write_tiles([self._offsets_key], arguments)
 

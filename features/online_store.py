@@ -1,0 +1,232 @@
+"""Feast's online store for Millrace: windows finalised from tiles when they are read, ordinary views as documents.
+
+Named in `feature_store.yaml` as `features.online_store.MillraceOnlineStore`. The online writer and the ranking
+service use the backend below it (`features.backends`) directly.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from feast import Entity as FeastEntity
+from feast import FeatureView, RepoConfig
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
+from feast.protos.feast.types.Value_pb2 import Map
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from feast.repo_config import FeastConfigBaseModel
+
+from features.backends import Backend, Document, open_backend
+from features.daily import ACTIVITY_VIEWS
+from features.names import MS_PER_SECOND
+from features.specs import KEY_FIELDS, WindowedFeature, features_of
+
+Row = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
+ReadRow = tuple[datetime | None, dict[str, ValueProto] | None]
+
+_ENTITIES = {view: entity for entity, view in ACTIVITY_VIEWS.items()}
+
+
+def wall_clock_ms() -> int:
+    """The instant of a read that nobody has said otherwise: Feast's callers pass keys only."""
+    return time.time_ns() // 1_000_000
+
+
+_clock_ms: Callable[[], int] = wall_clock_ms
+
+
+@contextmanager
+def clock(clock_ms: Callable[[], int]) -> Iterator[None]:
+    """Reads of every store of this process happen at this clock's instant: for tests and replays.
+
+    A store whose configuration has `instant_ms` keeps to that.
+    """
+    global _clock_ms  # Feast builds the stores itself: there is nobody to hand the clock to
+    before, _clock_ms = _clock_ms, clock_ms
+    try:
+        yield
+    finally:
+        _clock_ms = before
+
+
+class TileViewError(ValueError):
+    """An attempt to write a view that only the tile path writes."""
+
+
+class MillraceOnlineStoreConfig(FeastConfigBaseModel):
+    """The `online_store` section of `feature_store.yaml`."""
+
+    type: Literal["features.online_store.MillraceOnlineStore"] = "features.online_store.MillraceOnlineStore"
+    location: str = "online.db"
+    """A redis:// URL, or the path of an SQLite file, relative to the feature repo."""
+    instant_ms: int | None = None
+    """The instant at which windows are read; the clock's when absent."""
+
+
+def resolve_location(location: str, repo_path: Path | None) -> str:
+    """The location as `open_backend` wants it: paths are relative to the feature repo."""
+    if "://" in location or repo_path is None:
+        return location
+    return str(repo_path / location)
+
+
+class MillraceOnlineStore(OnlineStore):
+    """Several tile rows an entity, finalised at an instant; a row of an ordinary view is one document."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._backend: Backend | None = None
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reads only."""
+        return SupportedAsyncMethods(read=True)
+
+    def backend(self, config: RepoConfig) -> Backend:
+        """The backend of the configuration, opened once."""
+        if self._backend is None:
+            self._backend = open_backend(resolve_location(config.online_store.location, config.repo_path))
+        return self._backend
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: Sequence[Row],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Stores rows of an ordinary view. Raises `TileViewError` for the views of windowed features."""
+        if table.name in _ENTITIES:
+            raise TileViewError(
+                f"The windows of {table.name} are written by the tile path (the stream job and the online writer), "
+                "not by materialize or push: leave the view out, or run the stream to fill it."
+            )
+        documents = [
+            Document(
+                _document_key(config, key),
+                Map(val=values).SerializeToString(deterministic=True),
+                _to_ms(event_time),
+                _to_ms(created) if created is not None else 0,
+            )
+            for key, values, event_time, created in data
+        ]
+        self.backend(config).write_documents(_document_view(config, table), documents)
+        if progress:
+            progress(len(data))
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKeyProto],
+        requested_features: list[str] | None = None,
+    ) -> list[ReadRow]:
+        """One row a key, in their order.
+
+        An activity view always has a row: an entity without events has the values of empty windows, as
+        `Backend.read_user` says, with no timestamp. The timestamp is the newest event's.
+        """
+        entity = _ENTITIES.get(table.name)
+        if entity is None:
+            return self._read_documents(config, table, entity_keys, requested_features)
+        features = features_of(entity)
+        asked = [
+            f for f, feature in enumerate(features) if not requested_features or feature.name in requested_features
+        ]
+        keys = [_key_values(key, KEY_FIELDS[entity]) for key in entity_keys]
+        instant_ms = config.online_store.instant_ms
+        read = self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms)
+        return [
+            (
+                _from_ms(int(newest_ms)) if newest_ms else None,
+                {features[f].name: _windowed_value(features[f], values_F[f]) for f in asked},
+            )
+            for values_F, newest_ms in zip(read.values_GF, read.newest_event_ms_G, strict=True)
+        ]
+
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKeyProto],
+        requested_features: list[str] | None = None,
+    ) -> list[ReadRow]:
+        """`online_read` in a thread."""
+        return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
+
+    def _read_documents(
+        self, config: RepoConfig, table: FeatureView, entity_keys: list[EntityKeyProto], requested: list[str] | None
+    ) -> list[ReadRow]:
+        keys = [_document_key(config, key) for key in entity_keys]
+        rows: list[ReadRow] = []
+        for document in self.backend(config).read_documents(_document_view(config, table), keys):
+            if document is None:
+                rows.append((None, None))
+                continue
+            stored = Map.FromString(document.payload).val
+            values = {name: stored[name] for name in stored if not requested or name in requested}
+            rows.append((_from_ms(document.event_time_ms), values))
+        return rows
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],  # noqa: ARG002  Feast's interface
+        entities_to_delete: Sequence[FeastEntity],  # noqa: ARG002
+        entities_to_keep: Sequence[FeastEntity],  # noqa: ARG002
+        partial: bool,  # noqa: ARG002
+    ) -> None:
+        """Creates what is missing and forgets the ordinary views that were deleted. Tiles stay: they expire."""
+        backend = self.backend(config)
+        for table in tables_to_delete:
+            if table.name not in _ENTITIES:
+                backend.drop_documents(_document_view(config, table))
+
+    def teardown(
+        self,
+        config: RepoConfig,
+        tables: Sequence[FeatureView],
+        entities: Sequence[FeastEntity],  # noqa: ARG002  Feast's interface
+    ) -> None:
+        """Forgets the views: documents of the ordinary ones and, with an activity view, all tiles and keyed sets."""
+        backend = self.backend(config)
+        for table in tables:
+            if table.name not in _ENTITIES:
+                backend.drop_documents(_document_view(config, table))
+        if any(table.name in _ENTITIES for table in tables):
+            backend.drop_tiles()
+        backend.close()
+        self._backend = None
+
+
+def _windowed_value(feature: WindowedFeature, value: float) -> ValueProto:
+    return ValueProto(int64_val=int(value)) if feature.is_integer else ValueProto(double_val=float(value))
+
+
+def _key_values(key: EntityKeyProto, fields: tuple[str, ...]) -> tuple[str, ...]:
+    values = dict(zip(key.join_keys, key.entity_values, strict=True))
+    return tuple(values[field].string_val for field in fields)
+
+
+def _document_key(config: RepoConfig, key: EntityKeyProto) -> bytes:
+    return serialize_entity_key(key, entity_key_serialization_version=config.entity_key_serialization_version)
+
+
+def _document_view(config: RepoConfig, table: FeatureView) -> str:
+    return f"{config.project}:{table.name}"
+
+
+def _to_ms(instant: datetime) -> int:
+    aware = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant
+    return round(aware.timestamp() * MS_PER_SECOND)
+
+
+def _from_ms(instant_ms: int) -> datetime:
+    return datetime.fromtimestamp(instant_ms / MS_PER_SECOND, tz=UTC)
