@@ -22,9 +22,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from features import specs
-from features.backends import Backend
+from features.backends import Backend, open_backend
 from features.names import Topics
-from features.repo import open_online_backend
+from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.item_snapshot import ItemSnapshot
@@ -118,9 +118,7 @@ class Server:
         # Without this a second server would share the port silently and take half of the requests.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
         server = grpc.aio.server(options=options)
-        add_servicer: Callable[[RankingServicer, grpc.aio.Server], None]
-        add_servicer = ranking_pb2_grpc.add_RankingServiceServicer_to_server
-        add_servicer(self._servicer, server)
+        ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -173,7 +171,7 @@ class Server:
             await self._health.set(name, status)
 
     def _open_store(self) -> Backend:
-        return open_online_backend(self._config.feature_repo)
+        return open_backend(store_location(self._config.feature_repo))
 
 
 class _Parser(argparse.ArgumentParser):
