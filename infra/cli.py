@@ -2,8 +2,10 @@
 
 import signal
 import sys
+import time
 from collections import deque
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from infra.settings import SettingsError, load_settings
+from infra.processes import port_is_free
+from infra.settings import LOOPBACK, SettingsError, load_settings
 from infra.stack import Stack, StackError
 
 LOG_LINES = 40
@@ -121,6 +124,99 @@ def doctor() -> None:
 
 
 # Data and slates.
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Events as JSON Lines or Parquet.")],
+    rate: Annotated[float | None, typer.Option(help="Events a second; default: as fast as it goes.")] = None,
+    shift: Annotated[bool, typer.Option(help="Move all times by one constant, so that the last event is now.")] = False,
+    keep_invalid: Annotated[bool, typer.Option(help="Send rows that break the contract too, as they are.")] = False,
+) -> None:
+    """Send a file of events to Kafka. The whole file is checked before the first one is sent."""
+    from infra.programs import topics
+    from streaming.producer import ProduceError
+    from streaming.replay import ReplayError, replay_file
+
+    settings = load_settings()
+    _need_port(settings.kafka_port, "the broker")
+    try:
+        report = replay_file(
+            file,
+            bootstrap_servers=settings.bootstrap_servers,
+            topic=topics().events,
+            rate_per_s=rate,
+            shift_to_ms=_now_ms() if shift else None,
+            keep_invalid=keep_invalid,
+        )
+    except (ReplayError, ProduceError) as error:
+        raise CommandError(str(error)) from None
+    pace = report.records / max(report.seconds, 0.001)
+    _say(f"sent {report.events} events and {report.invalid} invalid records in {report.seconds:.1f} s ({pace:.0f}/s)")
+
+
+@app.command()
+def features(
+    kind: Annotated[Described, typer.Argument(help="What to describe.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="user_id or item_id.")],
+) -> None:
+    """Show what the online store says now of a user or an item."""
+    from features.backends import StoreUnavailableError, open_backend
+    from features.repo import CONFIG_FILE, FeatureRepoError, store_location
+    from infra.views import UnknownKeyError, item_view, user_view
+
+    try:
+        settings = load_settings()
+        if not (settings.feature_repo_dir / CONFIG_FILE).exists():
+            raise CommandError(f"no feature repo in {settings.feature_repo_dir} yet; start the stack with millrace up.")
+        location = store_location(settings.feature_repo_dir)
+        if "://" not in location and not Path(location).exists():
+            raise CommandError(f"no online store at {location} yet; start the stack with millrace up.")
+        view = user_view if kind is Described.USER else item_view
+        with open_backend(location) as backend:
+            console.print(view(backend, key, _now_ms()))
+    except (FeatureRepoError, StoreUnavailableError, UnknownKeyError) as error:
+        raise CommandError(str(error)) from None
+
+
+@app.command()
+def recommend(
+    user: Annotated[str, typer.Argument(metavar="USER", help="user_id; an unknown one gets what is popular.")],
+    count: Annotated[int, typer.Option(min=1, max=500, help="How many items.")] = 10,
+    arm: Annotated[str, typer.Option(help="Arm: millrace, popular or random; default: the user's own.")] = "",
+) -> None:
+    """Ask the ranking service for a slate and show it as a table."""
+    from infra.views import slate_view
+    from serving.client import RankingClient, RankingError
+
+    settings = load_settings()
+    _need_port(settings.grpc_port, "the ranking service")
+    try:
+        with RankingClient(settings.grpc_address, timeout_s=5.0) as client:
+            slate = client.recommend(user, count=count, arm=arm, explain=True)
+    except RankingError as error:
+        raise CommandError(f"the ranking service refused: {error}.") from None
+    console.print(slate_view(slate))
+
+
+@app.command()
+def bench(name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None) -> None:
+    """Run benchmarks, print their figures and write var/bench/NAME.json."""
+    from infra.bench import BenchError, run_bench
+
+    try:
+        console.print(*run_bench(name, _say))
+    except BenchError as error:
+        raise CommandError(str(error)) from None
+
+
+def _need_port(port: int, what: str) -> None:
+    if port_is_free(LOOPBACK, port):
+        raise CommandError(f"nothing listens on port {port}, where {what} should be; start the stack with millrace up.")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 @app.command()

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features import specs
-from features.names import Topics
+from features.names import LakeTables, Topics
 from infra.airflow import SPARK_POOL, airflow_environment
 from infra.airflow_client import AirflowClient
 from infra.kafka import BrokerConfig, create_topics, format_broker
@@ -121,9 +121,14 @@ def _create_topics(context: Context) -> None:
 
 def _feature_repo(context: Context) -> None:
     settings = context.settings
-    flags = ["--directory", str(settings.feature_repo_dir), "--online-store", settings.online_store_url]
-    command = [str(environment_python("serve")), "-m", "features.repo", *flags, "--lake", str(settings.lake_dir)]
-    context.run("feature-repo", command)
+    flags = {
+        "--dir": str(settings.feature_repo_dir),
+        "--store": settings.online_store_url,
+        "--offline-root": str(settings.lake_dir / LakeTables.offline_features),
+    }
+    if "://" not in settings.online_store_url:
+        Path(settings.online_store_url).parent.mkdir(parents=True, exist_ok=True)
+    context.run("feature-repo", _module("serve", "features.repo", flags))
 
 
 def _flink(settings: Settings) -> Program:
@@ -135,8 +140,7 @@ def _flink(settings: Settings) -> Program:
         "--rest-port": str(settings.flink_rest_port),
         "--parallelism": str(settings.flink_parallelism),
     }
-    heap = {"JVM_ARGS": f"-Xmx{settings.flink_heap_mb}m"}
-    return _python("flink", "stream", "streaming.job", flags, environment=heap)
+    return _python("flink", _module("stream", "streaming.job", flags), JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m")
 
 
 def _flink_runs(settings: Settings) -> bool:
@@ -151,7 +155,7 @@ def _writer(settings: Settings) -> Program:
         "--feature-repo": str(settings.feature_repo_dir),
         "--metrics-port": str(settings.writer_metrics_port),
     }
-    return _python("writer", "serve", "streaming.writer", flags)
+    return _python("writer", _module("serve", "streaming.writer", flags))
 
 
 def _writer_answers(settings: Settings) -> bool:
@@ -169,7 +173,7 @@ def _serving(settings: Settings) -> Program:
         "--bootstrap-servers": settings.bootstrap_servers,
         "--metrics-port": str(settings.serving_metrics_port),
     }
-    return _python("serving", "serve", "serving.server", flags)
+    return _python("serving", _module("serve", "serving.server", flags))
 
 
 def _serving_answers(settings: Settings) -> bool:
@@ -216,6 +220,11 @@ def _airflow_health(part: str) -> Callable[[Settings], bool]:
 # All of it.
 
 
+def _module(environment_name: str, module: str, flags: Mapping[str, str]) -> list[str]:
+    arguments = [text for flag in flags.items() for text in flag]
+    return [str(environment_python(environment_name)), "-m", module, *arguments]
+
+
 def _python(
     name: str,
     environment_name: str,
@@ -223,9 +232,8 @@ def _python(
     flags: Mapping[str, str],
     environment: Mapping[str, str] | None = None,
 ) -> Program:
-    arguments = [text for flag in flags.items() for text in flag]
-    command = [str(environment_python(environment_name)), "-m", module, *arguments]
     unbuffered = {"PYTHONUNBUFFERED": "1", **(environment or {})}
+    command = _module(environment_name, module, flags)
     return Program(name=name, command=command, environment=unbuffered, directory=ROOT)
 
 

@@ -1,0 +1,92 @@
+"""What the command shows of the online store and of slates, as tables."""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+
+from features.backends import Backend
+from features.specs import Entity, WindowedFeature, features_of
+from features.user_state import UserState
+from serving.client import Slate
+
+HISTORY_SHOWN = 10
+
+
+class UnknownKeyError(LookupError):
+    """One sentence: the store has no event of this user or item."""
+
+
+def user_view(backend: Backend, user_id: str, now_ms: int) -> Group:
+    """The user's windows, categories and latest interactions at the instant. Raises `UnknownKeyError`."""
+    state = backend.read_user(user_id, now_ms)
+    if state.newest_event_ms is None:
+        raise UnknownKeyError(
+            f"the online store has no event of the user {user_id!r}; see the writer with millrace logs."
+        )
+    age_s = (now_ms - state.newest_event_ms) / 1_000
+    sets = f"seen {len(state.seen)} items, hidden {len(state.hidden)}, follows {len(state.followed)} creators"
+    head = f"user {user_id}: newest event {age_s:.1f} s ago; {sets}"
+    windows = _windows(features_of(Entity.USER), {"value": state.features_F.tolist()})
+    return Group(head, windows, _categories(state), _history(state, now_ms))
+
+
+def item_view(backend: Backend, item_id: str, now_ms: int) -> Group:
+    """The item's windows at the instant. Raises `UnknownKeyError`."""
+    values = backend.read_entity(Entity.ITEM, [(item_id,)], now_ms)
+    newest_ms = int(values.newest_event_ms_G[0])
+    if not newest_ms:
+        raise UnknownKeyError(
+            f"the online store has no event of the item {item_id!r}; see the writer with millrace logs."
+        )
+    head = f"item {item_id}: newest event {(now_ms - newest_ms) / 1_000:.1f} s ago"
+    return Group(head, _windows(features_of(Entity.ITEM), {"value": values.values_GF[0].tolist()}))
+
+
+def slate_view(slate: Slate) -> Group:
+    """The slate's items in their order, with where each came from; above them what the answer says of itself."""
+    table = Table("", "item", "category", "creator", "score", "click", "sources", "explored", box=None)
+    for item in slate.items:
+        click = item.head_probabilities.get("click")
+        table.add_row(
+            str(item.position + 1),
+            item.item_id,
+            item.category,
+            item.creator_id,
+            f"{item.score:.4f}",
+            "" if click is None else f"{click:.1%}",
+            ", ".join(item.sources),
+            f"p={item.propensity:.2f}" if item.explored else "",
+        )
+    age_ms = slate.newest_event_age_ms
+    newest = "no event known" if age_ms is None else f"newest event {age_ms / 1_000:.1f} s old"
+    head = (
+        f"bundle {slate.bundle_id}, arm {slate.experiment_arm}, {newest}, {slate.candidates_scored} candidates scored"
+    )
+    worse = [f"degraded: {stage}: {reason}" for stage, reason in slate.degraded.items()]
+    return Group(head, *worse, table)
+
+
+def _windows(features: Sequence[WindowedFeature], columns: dict[str, Sequence[float]]) -> Table:
+    table = Table("feature", *columns, box=None)
+    for row, feature in enumerate(features):
+        table.add_row(feature.name, *(_number(feature, values[row]) for values in columns.values()))
+    return table
+
+
+def _number(feature: WindowedFeature, value: float) -> str:
+    return f"{value:.0f}" if feature.is_integer else f"{value:.4f}"
+
+
+def _categories(state: UserState) -> Table:
+    rows = state.category_features_KF.tolist()
+    columns = dict(zip(state.categories, rows, strict=True))
+    return _windows(features_of(Entity.USER_CATEGORY), columns)
+
+
+def _history(state: UserState, now_ms: int) -> Table:
+    table = Table("interaction", "ago", "item", "category", box=None)
+    for seen in state.history[:HISTORY_SHOWN]:
+        ago = f"{(now_ms - seen.event_time_ms) / 1_000:.0f} s"
+        table.add_row(seen.event_type, ago, seen.item_id, seen.category)
+    return table
