@@ -72,8 +72,9 @@ def _read_all(bootstrap_servers: str, topic: str) -> Iterator[tuple[bytes, bytes
         unread = {partition: high for partition, low, high in spans if high > low}
         while unread:
             for message in consumer.consume(10_000, timeout=5.0):
-                if message.error() is None and message.value() is not None:
-                    yield message.key(), message.value()
+                key, value = message.key(), message.value()
+                if message.error() is None and key is not None and value is not None:
+                    yield key, value
             for at in consumer.position([TopicPartition(topic, partition) for partition in unread]):
                 if at.offset >= unread[at.partition]:
                     del unread[at.partition]

@@ -19,7 +19,7 @@ class Phases:
 
     console: Console
     began_s: float = field(default_factory=time.monotonic)
-    began_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    began_ms: int = field(default_factory=lambda: Phases.now_ms())
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Each phase's name, start_s since the beginning, and seconds."""
 
@@ -31,6 +31,11 @@ class Phases:
         yield
         seconds = time.monotonic() - self.began_s - start_s
         self.rows.append({"name": name, "start_s": round(start_s, 1), "seconds": round(seconds, 1)})
+
+    @staticmethod
+    def now_ms() -> int:
+        """The wall clock, in milliseconds UTC."""
+        return time.time_ns() // 1_000_000
 
     def say(self, line: str) -> None:
         """One line of progress, with the seconds since the beginning."""

@@ -79,7 +79,7 @@ class Prober:
         self.producer.flush()
 
     def _slate(self, user_id: str) -> Slate:
-        return self.client.recommend(user_id, count=SLATE_ITEMS, disable_exploration=True)
+        return self.client.recommend(user_id, count=SLATE_ITEMS, explore=False)
 
     def _until_reflected(self, user_id: str, event_time_ms: int) -> Slate:
         deadline = time.monotonic() + REFLECTED_WITHIN_S
