@@ -225,15 +225,8 @@ def _module(environment_name: str, module: str, flags: Mapping[str, str]) -> lis
     return [str(environment_python(environment_name)), "-m", module, *arguments]
 
 
-def _python(
-    name: str,
-    environment_name: str,
-    module: str,
-    flags: Mapping[str, str],
-    environment: Mapping[str, str] | None = None,
-) -> Program:
-    unbuffered = {"PYTHONUNBUFFERED": "1", **(environment or {})}
-    command = _module(environment_name, module, flags)
+def _python(name: str, command: Sequence[str], **environment: str) -> Program:
+    unbuffered = {"PYTHONUNBUFFERED": "1", **environment}
     return Program(name=name, command=command, environment=unbuffered, directory=ROOT)
 
 
