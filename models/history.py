@@ -33,6 +33,9 @@ EVENT_WEIGHTS: dict[EventType, float] = {
 MAX_ITEM_WEIGHT = 10.0
 """An item's weight is clipped to [0, this]; items of weight 0 leave the history."""
 
+HISTORY_EVENTS = 50
+"""The newest events that are read, in a request as in training examples; older ones are in the windows."""
+
 EVENT_TYPES: tuple[EventType, ...] = tuple(EventType)
 """The order of event type codes."""
 _WEIGHT_OF_CODE = np.array([EVENT_WEIGHTS[event_type] for event_type in EVENT_TYPES], np.float64)
@@ -89,7 +92,11 @@ def collapse(row_N: Int64s, item_index_N: Int32s, type_code_N: npt.NDArray[np.in
 
 
 def user_history(interactions: Sequence[Interaction], item_table: ItemTable) -> UserHistory:
-    """The stored history of one user as `RetrievalRequest` and the ranker read it. Empty history is fine."""
+    """The stored history of one user, newest first, as `RetrievalRequest` and the ranker read it.
+
+    Only the newest `HISTORY_EVENTS` count. Empty history is fine.
+    """
+    interactions = interactions[:HISTORY_EVENTS]
     found = collapse(
         np.zeros(len(interactions), np.int64),
         item_table.indices([interaction.item_id for interaction in interactions]),

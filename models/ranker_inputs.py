@@ -50,6 +50,7 @@ class RankerInputs:
     history_item_UL: Int32s
     history_category_UL: Int32s
     history_creator_UL: Int32s
+    history_language_UL: Int32s
     history_weight_UL: Float32s
     """Weight of each history item; 0 marks an empty slot."""
     history_age_ms_UL: Float32s
@@ -184,6 +185,7 @@ def history_slots(
         "history_item_UL": (np.int32, embedding_rows(item_N, layout.items)),
         "history_category_UL": (np.int32, embedding_rows(item_table.category_code[item_N], layout.categories)),
         "history_creator_UL": (np.int32, embedding_rows(item_table.creator_code[item_N], layout.creators)),
+        "history_language_UL": (np.int32, embedding_rows(item_table.language_code[item_N], layout.languages)),
         "history_weight_UL": (np.float32, histories.weight_N[fits]),
         "history_age_ms_UL": (np.float32, np.maximum(instant_ms_U[row_N] - histories.time_ms_N[fits], 0)),
     }

@@ -1,0 +1,167 @@
+"""Training examples: the lake's impressions as the ranker's inputs, with labels.
+
+The assembly is `models.ranker_inputs`', as in a request. Shapes: N examples, T heads.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+
+from features.names import LakeTables
+from features.specs import WINDOWED_FEATURES
+from models.history import EVENT_TYPES, HISTORY_EVENTS, Histories, collapse
+from models.item_table import ItemTable
+from models.lake import LakeError, index_in, read_table
+from models.ranker_inputs import (
+    CANDIDATE_FEATURES,
+    HEADS,
+    USER_FEATURES,
+    RankerInputs,
+    RankerLayout,
+    clean,
+    device_codes,
+    history_slots,
+    hours,
+    item_columns,
+)
+
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+
+LABELS: tuple[str, ...] = tuple(f"label_{head}" for head in HEADS)
+COLUMNS: tuple[str, ...] = (
+    "request_id",
+    "user_id",
+    "item_id",
+    "t_ms",
+    "position",
+    "device",
+    "history_item_ids",
+    "history_event_types",
+    "history_event_times_ms",
+    *(feature.name for feature in WINDOWED_FEATURES),
+    *LABELS,
+)
+BATCH_ROWS = 20_000
+MAX_EXAMPLES = 1_000_000
+"""The newest examples that a training run reads, which bounds its memory at about 1 GB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Impressions with what followed. The user side of `inputs` has a row an example."""
+
+    inputs: RankerInputs
+    label_NT: Float32s
+    """In the order of `HEADS`; NaN where the label is undefined."""
+    time_ms_N: Int64s
+    user_N: Int64s
+    """Dense index of the user within these examples."""
+    request_N: Int64s
+    """Dense index of the slate within these examples."""
+
+    def __len__(self) -> int:
+        return len(self.time_ms_N)
+
+
+def example_dataset(lake: Path) -> tuple[ds.Dataset, int]:
+    """The examples table and its Delta version. Raises `LakeError` when it is absent, empty or lacks a column."""
+    _, version = read_table(lake, LakeTables().examples, ["t_ms"])
+    table = DeltaTable(lake / LakeTables().examples, version=version)
+    dataset = table.to_pyarrow_dataset()
+    missing = [column for column in COLUMNS if column not in dataset.schema.names]
+    if missing:
+        raise LakeError(f"the examples of {lake} lack {', '.join(missing)}; rerun batch/training_examples.py.")
+    return dataset, version
+
+
+def example_batches(dataset: ds.Dataset, limit: int = MAX_EXAMPLES) -> Iterator[pa.RecordBatch]:
+    """The newest `limit` examples (a few more where instants tie), in batches of bounded size."""
+    chosen = None
+    if dataset.count_rows() > limit:
+        time_ms_N = dataset.to_table(columns=["t_ms"]).column("t_ms").to_numpy()
+        chosen = pc.field("t_ms") >= int(np.partition(time_ms_N, len(time_ms_N) - limit)[len(time_ms_N) - limit])
+    batches: Iterator[pa.RecordBatch] = dataset.to_batches(columns=list(COLUMNS), filter=chosen, batch_size=BATCH_ROWS)
+    return (batch for batch in batches if batch.num_rows)
+
+
+def devices_of(dataset: ds.Dataset) -> tuple[str, ...]:
+    """The devices that occur, sorted."""
+    found = pc.unique(dataset.to_table(columns=["device"]).column("device")).to_pylist()
+    return tuple(sorted(device for device in found if device))
+
+
+def assemble(batches: Iterable[pa.RecordBatch], layout: RankerLayout, item_table: ItemTable) -> Examples:
+    """The examples as inputs and labels. Raises `LakeError` when there are none."""
+    parts, labels, times, users, requests = [], [], [], [], []
+    for batch in batches:
+        parts.append(_inputs(batch, layout, item_table))
+        labels.append(_matrix(batch, LABELS, np.nan))
+        times.append(batch.column("t_ms").to_numpy(zero_copy_only=False))
+        users.append(batch.column("user_id").cast(pa.string()))
+        requests.append(batch.column("request_id").cast(pa.string()))
+    if not parts:
+        raise LakeError("there are no examples; run batch/training_examples.py first.")
+    return Examples(
+        inputs=_concatenated(parts),
+        label_NT=np.concatenate(labels),
+        time_ms_N=np.concatenate(times).astype(np.int64),
+        user_N=_dense(users),
+        request_N=_dense(requests),
+    )
+
+
+def _inputs(batch: pa.RecordBatch, layout: RankerLayout, item_table: ItemTable) -> RankerInputs:
+    time_ms_N = batch.column("t_ms").to_numpy(zero_copy_only=False).astype(np.int64)
+    position_N = batch.column("position").fill_null(0).to_numpy(zero_copy_only=False)
+    item_N = index_in(batch.column("item_id"), item_table.item_ids)
+    return RankerInputs(
+        user_UF=clean(_matrix(batch, USER_FEATURES, 0.0)),
+        device_U=device_codes(layout, batch.column("device").to_pylist()),
+        hour_U=hours(time_ms_N),
+        **history_slots(layout, item_table, _histories(batch, item_table), time_ms_N),
+        candidate_CF=clean(_matrix(batch, CANDIDATE_FEATURES, 0.0)),
+        **item_columns(layout, item_table, item_N, time_ms_N),
+        position_C=position_N.astype(np.int32),
+    )
+
+
+def _histories(batch: pa.RecordBatch, item_table: ItemTable) -> Histories:
+    names = ("history_item_ids", "history_event_types", "history_event_times_ms")
+    items, types, times = (batch.column(name) for name in names)
+    row_N = pc.list_parent_indices(items).to_numpy().astype(np.int64)
+    newest_N = np.arange(len(row_N)) - np.searchsorted(row_N, row_N) < HISTORY_EVENTS
+    type_N = index_in(types.flatten(), EVENT_TYPES)
+    if len(type_N) != len(row_N) or (type_N < 0).any():
+        raise LakeError("the examples' history lists differ in length or hold unknown event types; rebuild the table.")
+    return collapse(
+        row_N[newest_N],
+        index_in(items.flatten(), item_table.item_ids)[newest_N],
+        type_N[newest_N].astype(np.int8),
+        times.flatten().to_numpy(zero_copy_only=False)[newest_N].astype(np.int64),
+    )
+
+
+def _matrix(batch: pa.RecordBatch, names: Iterable[str], null: float) -> Float32s:
+    columns = [batch.column(name).cast(pa.float64()).fill_null(null) for name in names]
+    return np.stack([column.to_numpy(zero_copy_only=False).astype(np.float32) for column in columns], axis=1)
+
+
+def _concatenated(parts: list[RankerInputs]) -> RankerInputs:
+    arrays: dict[str, Any] = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RankerInputs)
+    }
+    return RankerInputs(**arrays)
+
+
+def _dense(parts: list[pa.Array]) -> Int64s:
+    encoded = pa.chunked_array(parts).combine_chunks().dictionary_encode()
+    return np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)

@@ -1,0 +1,164 @@
+"""The multitask ranker in torch: a first layer in three parts, a mixture of experts with a gate a head (MMoE).
+
+Ma et al., KDD 2018; the additive position term is Zhao et al., RecSys 2019. Shapes: U user rows (C or 1, broadcast),
+C candidates, F features, L history slots, A attention width, K decays, H hidden, E experts, T heads.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.names import MS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
+from features.specs import WINDOWED_FEATURES, Aggregate
+from models.ranker.config import RankerConfig
+from models.ranker_inputs import CANDIDATE_FEATURES, MAX_POSITION, USER_FEATURES, RankerInputs, RankerLayout
+
+INPUT_NAMES: tuple[str, ...] = tuple(field.name for field in fields(RankerInputs))
+MATCH_HALF_LIVES_MS: tuple[float, ...] = (10.0 * MS_PER_MINUTE, 2.0 * MS_PER_HOUR, 1.0 * MS_PER_DAY, 1e15)
+"""Decays under which history items of the candidate's own category, creator, language or id are added up."""
+MATCHED: tuple[str, ...] = ("item", "category", "creator", "language")
+MAX_STANDARD = 5.0
+"""Standardised features are clipped to this many standard deviations."""
+_RATES = frozenset(feature.name for feature in WINDOWED_FEATURES if feature.aggregate is Aggregate.RATE)
+
+
+class Standardiser(nn.Module):
+    """Logarithm of everything but rates, then mean 0 and variance 1 by constants of the training set."""
+
+    mean_F: Tensor
+    scale_F: Tensor
+    is_rate_F: Tensor
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.register_buffer("is_rate_F", torch.tensor([name in _RATES for name in names]))
+        self.register_buffer("mean_F", torch.zeros(len(names)))
+        self.register_buffer("scale_F", torch.ones(len(names)))
+
+    def spread(self, raw_NF: Tensor) -> Tensor:
+        """The raw values on a scale where they are comparable. Negative counts read as 0."""
+        return torch.where(self.is_rate_F, raw_NF, torch.log1p(torch.clamp(raw_NF, min=0.0)))
+
+    def fit(self, raw_NF: Tensor) -> None:
+        """Takes the constants from training examples; a constant feature becomes 0."""
+        spread_NF = self.spread(raw_NF).double()
+        deviation_F = spread_NF.std(dim=0, correction=0)
+        self.mean_F.copy_(spread_NF.mean(dim=0))
+        self.scale_F.copy_(torch.where(deviation_F > 1e-6, 1 / deviation_F.clamp(min=1e-6), 0.0))
+
+    def forward(self, raw_NF: Tensor) -> Tensor:
+        """Standardised values."""
+        return torch.clamp((self.spread(raw_NF) - self.mean_F) * self.scale_F, -MAX_STANDARD, MAX_STANDARD)
+
+
+class RankerNetwork(nn.Module):
+    """Logits of all heads from `RankerInputs` by name."""
+
+    def __init__(self, layout: RankerLayout, config: RankerConfig) -> None:
+        super().__init__()
+        heads = len(layout.heads)
+        self.item = _embedding(layout.items + 1, config.item_dim)
+        self.category = _embedding(layout.categories + 1, config.category_dim)
+        self.creator = _embedding(layout.creators + 1, config.creator_dim)
+        self.language = _embedding(layout.languages + 1, config.language_dim)
+        self.device = _embedding(len(layout.devices) + 1, config.context_dim)
+        self.hour = _embedding(24, config.context_dim)
+        self.standard_user = Standardiser(USER_FEATURES)
+        self.standard_candidate = Standardiser(CANDIDATE_FEATURES)
+        self.standard_static = Standardiser(("duration_ms", "age_ms"))
+        content_dim = config.item_dim + config.category_dim + config.creator_dim
+        matches = len(MATCHED) * len(MATCH_HALF_LIVES_MS)
+        self.query = nn.Linear(content_dim, content_dim, bias=False)
+        self.age_slope = nn.Parameter(torch.tensor(0.3))
+        self.from_user = nn.Linear(len(USER_FEATURES) + 2 * config.context_dim + content_dim, config.hidden_dim)
+        candidate_dim = len(CANDIDATE_FEATURES) + 2 + content_dim + config.language_dim
+        self.from_candidate = nn.Linear(candidate_dim, config.hidden_dim, bias=False)
+        self.from_cross = nn.Linear(2 * content_dim + matches, config.hidden_dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.experts = nn.Linear(config.hidden_dim, config.experts * config.expert_dim)
+        self.gates = nn.Linear(config.hidden_dim, heads * config.experts)
+        self.tower_in = nn.Parameter(torch.randn(heads, config.expert_dim, config.tower_dim) * config.expert_dim**-0.5)
+        self.tower_bias = nn.Parameter(torch.zeros(heads, config.tower_dim))
+        self.tower_out = nn.Parameter(torch.randn(heads, config.tower_dim) * config.tower_dim**-0.5)
+        self.head_bias = nn.Parameter(torch.zeros(heads))
+        self.position = nn.Embedding(MAX_POSITION + 1, heads)
+        nn.init.zeros_(self.position.weight)
+        self.shape = (heads, config.experts, config.expert_dim)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits `[C, T]`."""
+        content_CA = torch.cat(
+            [self.item(inputs["item_C"]), self.category(inputs["category_C"]), self.creator(inputs["creator_C"])], dim=1
+        )
+        history_ULA = torch.cat(
+            [
+                self.item(inputs["history_item_UL"]),
+                self.category(inputs["history_category_UL"]),
+                self.creator(inputs["history_creator_UL"]),
+            ],
+            dim=2,
+        )
+        hidden_CH = (
+            self._user(inputs, history_ULA)
+            + self._candidate(inputs, content_CA)
+            + self._cross(inputs, content_CA, history_ULA)
+        )
+        position_CT: Tensor = self.position(torch.clamp(inputs["position_C"], max=MAX_POSITION))
+        return self._heads(self.dropout(torch.relu(hidden_CH))) + position_CT
+
+    def _user(self, inputs: Mapping[str, Tensor], history_ULA: Tensor) -> Tensor:
+        weight_UL = torch.log1p(inputs["history_weight_UL"])
+        mean_UA = (history_ULA * weight_UL[:, :, None]).sum(dim=1) / (weight_UL.sum(dim=1, keepdim=True) + 1.0)
+        context = [self.device(inputs["device_U"]), self.hour(inputs["hour_U"])]
+        part_UH: Tensor = self.from_user(torch.cat([self.standard_user(inputs["user_UF"]), *context, mean_UA], dim=1))
+        return part_UH
+
+    def _candidate(self, inputs: Mapping[str, Tensor], content_CA: Tensor) -> Tensor:
+        windows_CF = self.standard_candidate(inputs["candidate_CF"])
+        static_CS = self.standard_static(inputs["static_CS"])
+        parts = [windows_CF, static_CS, content_CA, self.language(inputs["language_C"])]
+        part_CH: Tensor = self.from_candidate(torch.cat(parts, dim=1))
+        return part_CH
+
+    def _cross(self, inputs: Mapping[str, Tensor], content_CA: Tensor, history_ULA: Tensor) -> Tensor:
+        """What the candidate is to the recent history: attention, and matches under several decays."""
+        weight_UL, age_UL = inputs["history_weight_UL"], inputs["history_age_ms_UL"]
+        query_CA = self.query(content_CA)
+        affinity_CL = (query_CA[:, None, :] * history_ULA).sum(dim=2) / content_CA.shape[1] ** 0.5
+        # exp(affinity) * weight / (1 + hours)^slope, normalised with one empty slot, so no history gives zeros.
+        recency_UL = torch.log1p(weight_UL) * (1 + age_UL / MS_PER_HOUR) ** -torch.relu(self.age_slope)
+        mass_CL = torch.exp(torch.clamp(affinity_CL, -10.0, 10.0)) * recency_UL
+        attended_CA = (mass_CL[:, :, None] * history_ULA).sum(dim=1) / (mass_CL.sum(dim=1, keepdim=True) + 0.1)
+        decay_ULK = torch.stack([torch.exp(age_UL * (-math.log(2) / half_life)) for half_life in MATCH_HALF_LIVES_MS], dim=2)
+        decayed_ULK = weight_UL[:, :, None] * decay_ULK
+        matches = [attended_CA, attended_CA * content_CA]
+        for name in MATCHED:
+            code_C1 = inputs[f"{name}_C"][:, None]
+            same_CL = ((inputs[f"history_{name}_UL"] == code_C1) & (code_C1 > 0)).float()
+            matches.append(torch.log1p((same_CL[:, :, None] * decayed_ULK).sum(dim=1)))
+        part_CH: Tensor = self.from_cross(torch.cat(matches, dim=1))
+        return part_CH
+
+    def _heads(self, hidden_CH: Tensor) -> Tensor:
+        heads, experts, width = self.shape
+        expert_CED = torch.relu(self.experts(hidden_CH)).reshape(-1, experts, width)
+        gate_CTE = torch.softmax(self.gates(hidden_CH).reshape(-1, heads, experts), dim=2)
+        mixed_CTD = torch.matmul(gate_CTE, expert_CED)
+        tower_TCD = torch.relu(torch.matmul(mixed_CTD.transpose(0, 1), self.tower_in) + self.tower_bias[:, None, :])
+        return (tower_TCD * self.tower_out[:, None, :]).sum(dim=2).transpose(0, 1) + self.head_bias
+
+    def forget_rare_items(self, examples_I: np.ndarray[tuple[int], np.dtype[np.int64]], fewest: int) -> None:
+        """Gives items with fewer than `fewest` training examples the embedding of an unknown item."""
+        rare = torch.from_numpy(np.flatnonzero(examples_I < fewest) + 1)
+        with torch.no_grad():
+            self.item.weight[rare] = self.item.weight[0].clone()
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    embedding = nn.Embedding(rows, width)
+    nn.init.normal_(embedding.weight, std=0.05)
+    return embedding
