@@ -186,13 +186,17 @@ class Writer:
 
     def _resume(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         """Reads each assigned partition on from the store's offset."""
-        stored = {
-            topic: self._patiently(lambda t=topic: self._store.offsets(t)) for topic in {p.topic for p in assigned}
-        }
+        stored = {topic: self._stored_offsets(topic) for topic in {place.topic for place in assigned}}
         for place in assigned:
-            place.offset = stored[place.topic].get(place.partition, OFFSET_BEGINNING)
-            logger.info("reading %s partition %d from offset %d", place.topic, place.partition, place.offset)
+            offset = stored[place.topic].get(place.partition)
+            place.offset = OFFSET_BEGINNING if offset is None else offset
+            if offset is not None:
+                self._written[place.topic, place.partition] = offset
+            logger.info("reading %s partition %d from offset %s", place.topic, place.partition, offset or "the first")
         consumer.assign(assigned)
+
+    def _stored_offsets(self, topic: str) -> dict[int, int]:
+        return self._patiently(lambda: self._store.offsets(topic))
 
     def _report(self, consumer: Consumer) -> None:
         now_s = time.monotonic()

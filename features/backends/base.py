@@ -78,6 +78,8 @@ class Backend(ABC):
     def __init__(self, version: str | None = None) -> None:
         """Serves the rows of `version`; by default of the specs of this code."""
         self.version = specs.version() if version is None else version
+        if not self.version.isalnum():
+            raise BackendError(f"version of the specs: got {self.version!r}; allowed: letters and digits.")
         user = (*features_of(Entity.USER), *features_of(Entity.USER_CATEGORY))
         self._user = Finaliser(user, USER_CATEGORY_TILES.columns)
         """Both entities in one pass: the user's windows are the categories' merged."""

@@ -307,7 +307,9 @@ def _cut(connection: sqlite3.Connection, table: str, key: dict[str, str], tie: s
 def _store_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.OperationalError, sqlite3.DatabaseError, OSError) as error:
+    except sqlite3.ProgrammingError:
+        raise  # a mistake of ours, not an outage
+    except (sqlite3.DatabaseError, OSError) as error:
         raise StoreUnavailableError(
             f"the online store {path} does not answer: {error}. Check that its directory is there, writable and not "
             "full, and that no other program holds it."

