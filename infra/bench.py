@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psutil
+from rich.console import Console
 from rich.table import Table
 
 from infra.settings import ROOT
 
-Progress = Callable[[str], None]
 DEMO_FIGURES: dict[str, str] = {
     "events_produced": "events",
     "events_lost": "events",
@@ -40,22 +40,21 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def run_bench(name: str | None, progress: Progress) -> list[Table]:
+def run_bench(name: str | None, console: Console) -> list[Table]:
     """Runs one benchmark or all, writes their files and returns their tables. Raises `BenchError`."""
     if name is not None and name not in BENCHMARKS:
         raise BenchError(f"unknown benchmark {name!r}; allowed: {', '.join(BENCHMARKS)}.")
     chosen = BENCHMARKS if name is None else {name: BENCHMARKS[name]}
-    return [_table(each, _kept(each, benchmark(progress))) for each, benchmark in chosen.items()]
+    return [_table(each, _kept(each, benchmark(console))) for each, benchmark in chosen.items()]
 
 
-def _demo(progress: Progress) -> list[Row]:
-    from infra.demo.run import run_demo
+def _demo(console: Console) -> list[Row]:
+    from infra.demo.options import DemoOptions
+    from infra.demo.run import REPORT_DIR, run_demo
 
-    if code := run_demo(data="world"):
+    if code := run_demo(DemoOptions(), console):
         raise BenchError(f"the demo ended with status {code}; its last lines say why.")
-    path = ROOT / "var" / "demo" / "report.json"
-    progress(f"figures from {path}")
-    return demo_rows(json.loads(path.read_text()))
+    return demo_rows(json.loads((REPORT_DIR / "report.json").read_text()))
 
 
 def demo_rows(report: dict[str, Any]) -> list[Row]:
@@ -68,7 +67,7 @@ def demo_rows(report: dict[str, Any]) -> list[Row]:
     return [*scalars, *(Row(name=f"phase: {key}", value=s, unit="s", settings=settings) for key, s in phases.items())]
 
 
-BENCHMARKS: dict[str, Callable[[Progress], list[Row]]] = {"demo": _demo}
+BENCHMARKS: dict[str, Callable[[Console], list[Row]]] = {"demo": _demo}
 """Every benchmark by the name after `make bench-`."""
 
 

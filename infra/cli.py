@@ -200,12 +200,45 @@ def recommend(
 
 
 @app.command()
+def demo(
+    data: Annotated[Dataset, typer.Option(help="A synthetic world, or MovieLens 100K.")] = Dataset.WORLD,
+    seed: Annotated[int | None, typer.Option(help="Of the world, of training and of the intervals.")] = None,
+    users: Annotated[int | None, typer.Option(help="Users of the world's history.")] = None,
+    items: Annotated[int | None, typer.Option(help="Items of the world's history.")] = None,
+    live_users: Annotated[int | None, typer.Option(help="Users who ask for slates in the live phase.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Slates that each live user asks for, in each arm.")] = None,
+) -> None:
+    """Run the whole chain from an empty broker to a report in var/demo, and stop everything again."""
+    from pydantic import ValidationError
+
+    from infra.airflow_client import AirflowError
+    from infra.demo.chain import ChainError
+    from infra.demo.options import DemoOptions
+    from infra.demo.run import run_demo
+    from serving.client import RankingError
+    from streaming.producer import ProduceError
+
+    given = {"seed": seed, "users": users, "items": items, "live_users": live_users, "rounds": rounds}
+    try:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options = DemoOptions.model_validate({"data": data.value, **chosen})
+        raise typer.Exit(run_demo(options, console))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
+        raise CommandError(f"{flag}: got {first['input']!r}; {first['msg'].lower()}.") from None
+    except (AirflowError, ChainError, ProduceError, RankingError) as error:
+        raise CommandError(str(error)) from None
+
+
+@app.command()
 def bench(name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None) -> None:
     """Run benchmarks, print their figures and write var/bench/NAME.json."""
     from infra.bench import BenchError, run_bench
 
     try:
-        console.print(*run_bench(name, _say))
+        for table in run_bench(name, console):
+            console.print(table)
     except BenchError as error:
         raise CommandError(str(error)) from None
 
@@ -217,16 +250,6 @@ def _need_port(port: int, what: str) -> None:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-@app.command()
-def demo(
-    data: Annotated[Dataset, typer.Option(help="A synthetic world, or MovieLens 100K.")] = Dataset.WORLD,
-) -> None:
-    """Run the whole chain from an empty broker to a report in var/demo, and stop everything again."""
-    from infra.demo.run import run_demo
-
-    raise typer.Exit(run_demo(data=data.value))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the local stack consists of: each program's command, what it waits for, and how it shows that it is ready."""
 
+import hashlib
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -191,8 +192,15 @@ def _serving_answers(settings: Settings) -> bool:
 
 
 def _airflow_prepare(context: Context) -> None:
+    """Brings the metadata database up to this Airflow's schema, once for each version of the environment."""
+    locked = (ROOT / "infra" / "requirements" / "airflow.txt").read_bytes()
+    version, stamp = hashlib.sha256(locked).hexdigest(), context.settings.airflow_home / "migrated"
+    if stamp.is_file() and stamp.read_text() == version:
+        return
     airflow = [str(environment_python("airflow")), "-m", "airflow"]
     context.run("airflow-setup", [*airflow, "db", "migrate"], airflow_environment(context.settings))
+    if not context.cancelled.is_set():
+        stamp.write_text(version)
 
 
 def _airflow(name: str, *arguments: str) -> Callable[[Settings], Program]:
@@ -276,10 +284,10 @@ STEPS: tuple[Step, ...] = (
         ports=("airflow_port",),
         group="airflow",
     ),
-    Step(name="airflow-pool", after=("airflow-api",), prepare=_airflow_pool),
+    Step(name="airflow-pool", after=("airflow-api",), prepare=_airflow_pool, group="airflow"),
     Step(
         name="airflow-scheduler",
-        after=("airflow-pool",),
+        after=("airflow-setup",),
         # The API server reads the task logs from the disk that it shares with the scheduler.
         program=_airflow("airflow-scheduler", "scheduler", "--skip-serve-logs"),
         ready=_airflow_health("scheduler"),
@@ -287,7 +295,7 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         name="airflow-dag-processor",
-        after=("airflow-api",),
+        after=("airflow-setup",),
         program=_airflow("airflow-dag-processor", "dag-processor"),
         ready=_airflow_health("dag_processor"),
         group="airflow",
@@ -305,6 +313,11 @@ STEPS: tuple[Step, ...] = (
 PROGRAM_NAMES = tuple(step.name for step in STEPS if step.program)
 
 
+def _needs(step: Step) -> tuple[str, ...]:
+    """What comes with a step: what it waits for, and the rest of its group, since its parts are of no use alone."""
+    return (*step.after, *(other.name for other in STEPS if step.group and other.group == step.group))
+
+
 def select(names: Sequence[str] | None) -> list[Step]:
     """The steps that start these programs or groups, with all that they wait for; all of them for None.
 
@@ -319,9 +332,10 @@ def select(names: Sequence[str] | None) -> list[Step]:
     wanted: set[str] = set()
 
     def add(step: Step) -> None:
-        wanted.add(step.name)
-        for name in step.after:
-            add(by_name[name])
+        if step.name not in wanted:
+            wanted.add(step.name)
+            for name in _needs(step):
+                add(by_name[name])
 
     for step in STEPS:
         if names is None or step.name in names or step.group in names:
