@@ -77,9 +77,9 @@ def rerank(
     1. Each candidate's score gains its freshness bonus; positions are filled greedily by what is left of it after
        the spread penalties (maximal marginal relevance: Carbonell and Goldstein, SIGIR 1998). Non-finite scores
        come last.
-    2. Exploration slots are set aside. Each takes, with chance epsilon, a draw among the explorable candidates
-       that the slate lacks, by the softmax of their scores; otherwise the next best. Other positions never depend
-       on a draw, so their propensity is 1.
+    2. At each exploration slot, with chance epsilon, a draw among the explorable candidates beyond the slate takes
+       the position, by the softmax of their scores; the rest move down by one. Given the items above it, every
+       other position is certain, so its propensity is 1.
     """
     scale = score_scale(score_C)
     fresh_C = config.fresh_bonus * np.exp2(-np.maximum(age_ms_C, 0) / config.fresh_half_life_ms)
@@ -90,7 +90,7 @@ def rerank(
         return RankedRows(
             row_S=order_S, propensity_S=np.ones(len(order_S)), explored_S=np.zeros(len(order_S), np.bool_)
         )
-    return _with_slots(order_S, slots, base_C, explorable_C, scale, config.epsilon, rng)
+    return _explored(order_S, slots, base_C / scale, explorable_C, config.epsilon, rng)
 
 
 def score_scale(score_C: Float64s) -> float:
@@ -132,31 +132,29 @@ def exploration_slots(count: int, config: RerankConfig) -> list[int]:
     return [block * config.explore_every + config.explore_offset for block in range(count // config.explore_every)]
 
 
-def _with_slots(
+def _explored(
     order_S: Int64s,
     slots: list[int],
-    base_C: Float64s,
+    preference_C: Float64s,
     explorable_C: Bools,
-    scale: float,
     epsilon: float,
     rng: np.random.Generator,
 ) -> RankedRows:
-    row_S = np.empty_like(order_S)
+    row_S, best = np.empty_like(order_S), iter(order_S)
     propensity_S, explored_S = np.ones(len(order_S)), np.zeros(len(order_S), np.bool_)
-    fixed, spare = order_S[: len(order_S) - len(slots)], list(order_S[len(order_S) - len(slots) :])
-    row_S[np.setdiff1d(np.arange(len(order_S)), slots)] = fixed
-    open_C = explorable_C & np.isfinite(base_C)
-    open_C[fixed] = False
-    for slot in slots:
-        pool = np.flatnonzero(open_C)
-        explored_S[slot] = pool.size > 0 and rng.random() < epsilon
-        chance_P = _softmax(base_C[pool] / scale)
-        row_S[slot] = rng.choice(pool, p=chance_P) if explored_S[slot] else spare[0]
-        if pool.size:
-            drawn = epsilon * float(chance_P[pool == row_S[slot]].sum())
-            propensity_S[slot] = drawn + (1 - epsilon) * (row_S[slot] == spare[0])
-        open_C[row_S[slot]] = False
-        spare = [row for row in spare if row != row_S[slot]]
+    open_C = explorable_C & np.isfinite(preference_C)
+    open_C[order_S] = False
+    for position in range(len(order_S)):
+        pool = np.flatnonzero(open_C) if position in slots else order_S[:0]
+        if pool.size and rng.random() < epsilon:
+            chance_P = _softmax(preference_C[pool])
+            drawn = int(rng.choice(len(pool), p=chance_P))
+            row_S[position], propensity_S[position] = pool[drawn], epsilon * chance_P[drawn]
+            explored_S[position] = True
+            open_C[pool[drawn]] = False
+        else:
+            row_S[position] = next(best)
+            propensity_S[position] = 1.0 - epsilon if pool.size else 1.0
     return RankedRows(row_S=row_S, propensity_S=propensity_S, explored_S=explored_S)
 
 
