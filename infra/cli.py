@@ -212,10 +212,11 @@ def demo(
     from pydantic import ValidationError
 
     from infra.airflow_client import AirflowError
-    from infra.demo.chain import ChainError
+    from infra.demo import DemoError
     from infra.demo.options import DemoOptions
     from infra.demo.run import run_demo
     from serving.client import RankingError
+    from streaming.movielens import MovieLensError
     from streaming.producer import ProduceError
 
     given = {"seed": seed, "users": users, "items": items, "live_users": live_users, "rounds": rounds}
@@ -227,7 +228,7 @@ def demo(
         first = error.errors(include_url=False)[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise CommandError(f"{flag}: got {first['input']!r}; {first['msg'].lower()}.") from None
-    except (AirflowError, ChainError, ProduceError, RankingError) as error:
+    except (AirflowError, DemoError, MovieLensError, ProduceError, RankingError) as error:
         raise CommandError(str(error)) from None
 
 

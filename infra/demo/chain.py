@@ -13,7 +13,8 @@ from features.items import Item
 from features.tiles import FAMILIES
 from infra.airflow import DAG_IDS
 from infra.airflow_client import AirflowClient, now
-from infra.demo.accounts import count_records
+from infra.demo import DemoError
+from infra.demo.accounts import account, count_records
 from infra.demo.phases import Phases
 from infra.programs import topics
 from infra.settings import Settings
@@ -27,10 +28,6 @@ CHAIN_TIMEOUT_S = 900.0
 FEATURES_TIMEOUT_S = 300.0
 SERVICE_TIMEOUT_S = 60.0
 INGEST = DAG_IDS[0]
-
-
-class ChainError(RuntimeError):
-    """A part of the chain that did not get there in time: which, and where to look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +80,14 @@ class Chain:
         self.airflow.trigger(INGEST)
         self.airflow.wait_for_chain(DAG_IDS, since, self.phases.say, CHAIN_TIMEOUT_S)
 
-    def ingest_again(self) -> None:
-        """Brings the lake up to date without retraining: the DAGs downstream are paused first."""
+    def settle(self, ledger: Ledger) -> dict[str, Any]:
+        """Brings the lake up to date through Airflow, without retraining, and returns the accounts."""
+        self.wait_for_features(ledger)
+        self._ingest_again()
+        return account(ledger, self.settings.lake_dir, self.settings.bootstrap_servers, topics())
+
+    def _ingest_again(self) -> None:
+        # The DAGs downstream would follow the ingest's asset.
         since = now()
         self.airflow.set_paused([dag_id for dag_id in DAG_IDS if dag_id != INGEST], paused=True)
         self.airflow.trigger(INGEST)
@@ -107,12 +110,12 @@ class Chain:
     def wait_for_features(self, ledger: Ledger) -> None:
         """Returns when the stream has counted every event of the ledger and the writer has stored every row.
 
-        Raises `ChainError` when that takes too long.
+        Raises `DemoError` when that takes too long.
         """
         deadline = time.monotonic() + FEATURES_TIMEOUT_S
         while (left := self._unstored(ledger)) > 0:
             if time.monotonic() > deadline:
-                raise ChainError(
+                raise DemoError(
                     f"{left:,} rows had not reached the online store after {FEATURES_TIMEOUT_S:.0f} s; "
                     f"see flink.log and writer.log in {self.settings.logs_dir}."
                 )
@@ -127,13 +130,13 @@ class Chain:
         return sum(group_lag(servers, WriterConfig.group, topic) for topic in stored)
 
     def client(self) -> RankingClient:
-        """A client of the service, once it serves the promoted bundle. Raises `ChainError` when it does not."""
+        """A client of the service, once it serves the promoted bundle. Raises `DemoError` when it does not."""
         client = RankingClient(self.settings.grpc_address, timeout_s=5.0)
         deadline = time.monotonic() + SERVICE_TIMEOUT_S
         while not client.serving():
             if time.monotonic() > deadline:
                 client.close()
-                raise ChainError(
+                raise DemoError(
                     f"the service did not take the promoted bundle within {SERVICE_TIMEOUT_S:.0f} s; "
                     f"see {self.settings.logs_dir / 'serving.log'}."
                 )

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from infra.demo.statistics import ratio_interval
 from serving.client import RankingClient
 from streaming.producer import Producer
 from streaming.world import UserClone, World
@@ -30,15 +31,11 @@ class LiveResult:
     """Slates in which a stage fell back."""
 
     def click_rate(self, arm: str, seed: int) -> dict[str, float]:
-        """Clicks per impression with a 95% bootstrap interval over users (percentile, 1,000 draws)."""
+        """Clicks per impression, with a 95% bootstrap interval over users."""
         clicks_U = np.array(self.clicks[arm]).sum(axis=0)
         shown_U = np.array(self.impressions[arm]).sum(axis=0)
-        drawn = np.random.default_rng(seed).integers(0, len(clicks_U), size=(1_000, len(clicks_U)))
-        rates = clicks_U[drawn].sum(axis=1) / np.maximum(shown_U[drawn].sum(axis=1), 1)
-        low, high = np.percentile(rates, [2.5, 97.5])
-        value = clicks_U.sum() / max(shown_U.sum(), 1)
         counts = {"clicks": int(clicks_U.sum()), "impressions": int(shown_U.sum())}
-        return {"value": float(value), "low": float(low), "high": float(high), **counts}
+        return {**ratio_interval(clicks_U, shown_U, seed), **counts}
 
     def by_round(self, arm: str) -> list[float]:
         """Clicks per impression of each round."""

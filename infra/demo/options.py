@@ -22,5 +22,5 @@ class DemoOptions(BaseModel):
     """Slates that each live user asks for, in each arm."""
     probes: int = Field(default=100, ge=1)
     """Events whose way into a slate is timed."""
-    held_out: int = Field(default=4_000, ge=1)
+    held_out: int = Field(default=2_000, ge=1)
     """MovieLens: at most so many held-out interactions are replayed, the earliest first."""

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from features.events import Event, EventType
 from features.items import Item
+from infra.demo import DemoError
 from serving.client import RankingClient, Slate
 from streaming.producer import Producer
 from streaming.records import Ledger, Record, record_of
@@ -15,10 +16,6 @@ from streaming.world import World
 
 SLATE_ITEMS = 10
 REFLECTED_WITHIN_S = 20.0
-
-
-class ProbeError(RuntimeError):
-    """An event that no slate reflected in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +26,14 @@ class Prober:
     producer: Producer
     ledger: Ledger
     now_ms: Callable[[], int]
+    recommend_ms: list[float] = field(default_factory=list)
+    """How long each Recommend call took, as the client saw it."""
 
     def event_to_slate_ms(self, user_ids: Sequence[str], item: Item) -> list[float]:
         """For each user: milliseconds from producing a click to the first slate that reflects it.
 
         Polls without a pause, so the figure includes on average half a Recommend call of waiting.
-        Raises `ProbeError` when an event is not reflected within `REFLECTED_WITHIN_S`.
+        Raises `DemoError` when an event is not reflected within `REFLECTED_WITHIN_S`.
         """
         return [self._probe(user_id, item) for user_id in user_ids]
 
@@ -50,8 +49,8 @@ class Prober:
             creator_id=item.creator_id,
         )
         began = time.perf_counter()
-        self._send([record_of(event, now_ms)])
-        self._until_reflected(user_id, now_ms)
+        self.send([record_of(event, now_ms)])
+        self.until_reflected(user_id, now_ms)
         return (time.perf_counter() - began) * 1_000
 
     def taste_change(self, world: World, user_id: str) -> dict[str, Any]:
@@ -60,9 +59,9 @@ class Prober:
         before = self._slate(user_id)
         category = world.new_category(clone, self.now_ms())
         records = world.taste_change_events(clone, category, self.now_ms(), before.request_id)
-        self._send(records)
+        self.send(records)
         last_ms = max(record.arrival_ms for record in records)
-        after = self._until_reflected(user_id, last_ms)
+        after = self.until_reflected(user_id, last_ms)
         return {
             "user_id": user_id,
             "category": category,
@@ -73,22 +72,27 @@ class Prober:
             "after_share": _share(after, category),
         }
 
-    def _send(self, records: list[Record]) -> None:
+    def send(self, records: list[Record]) -> None:
+        """Sends records and waits until the broker has them."""
         self.ledger.note(records)
         self.producer.send(records)
         self.producer.flush()
 
     def _slate(self, user_id: str) -> Slate:
-        return self.client.recommend(user_id, count=SLATE_ITEMS, explore=False)
+        began = time.perf_counter()
+        slate = self.client.recommend(user_id, count=SLATE_ITEMS, explore=False)
+        self.recommend_ms.append((time.perf_counter() - began) * 1_000)
+        return slate
 
-    def _until_reflected(self, user_id: str, event_time_ms: int) -> Slate:
+    def until_reflected(self, user_id: str, event_time_ms: int) -> Slate:
+        """Asks until a slate reflects an event of this time; 0 takes the first slate. Raises `DemoError`."""
         deadline = time.monotonic() + REFLECTED_WITHIN_S
         while time.monotonic() < deadline:
             slate = self._slate(user_id)
             if (slate.newest_event_time_ms or 0) >= event_time_ms:
                 return slate
-        raise ProbeError(
-            f"no slate of {user_id} reflected an event of {event_time_ms} within {REFLECTED_WITHIN_S:.0f} s; "
+        raise DemoError(
+            f"no slate of {user_id} reflected the event at {event_time_ms} within {REFLECTED_WITHIN_S:.0f} s; "
             "look at the logs of flink and writer with millrace logs."
         )
 

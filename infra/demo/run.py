@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.demo.chain import Chain
+from infra.demo.movielens_scenario import MovieLensScenario, wheel
 from infra.demo.options import DemoOptions
 from infra.demo.phases import MemoryPeak, Phases
 from infra.demo.report import Report
@@ -23,8 +24,14 @@ def demo_settings(seed: int) -> Settings:
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
-    """Runs the whole demo and returns 0. Every process it starts has ended when it returns or raises."""
+    """Runs the whole demo and returns 0. Every process it starts has ended when it returns or raises.
+
+    Raises `DemoError`, `StackError`, `AirflowError`, `ProduceError` or `RankingError`, each with one sentence.
+    """
     phases, report = Phases(console=console), Report()
+    if options.data == "movielens":
+        with phases.phase("download"):
+            wheel()
     settings = demo_settings(options.seed)
     stack = Stack(settings)
     # What an earlier demo left running or lying about would be counted in this one.
@@ -47,8 +54,10 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     return 0
 
 
-def scenario(options: DemoOptions, chain: Chain, report: Report) -> "WorldScenario":
+def scenario(options: DemoOptions, chain: Chain, report: Report) -> WorldScenario | MovieLensScenario:
     """The scenario of the data that was asked for."""
+    if options.data == "movielens":
+        return MovieLensScenario.create(options, chain, report)
     return WorldScenario.create(options, chain, report)
 
 
@@ -65,6 +74,8 @@ def _summarise(report: Report, console: Console) -> None:
             f"clicks, {arm}": f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
             for arm, rate in rates.items()
         },
+        **{f"HR@10, {arm}": _interval(got) for arm, got in (found["hr_at_10"] or {}).items()},
+        **{f"NDCG@10, {arm}": _interval(got) for arm, got in (found["ndcg_at_10"] or {}).items()},
         "bundle": found["bundle_id"],
         "took": f"{sum(found['seconds'].values()):.0f} s, {found['memory_peak_mb'] / 1024:.1f} GiB at the peak",
     }
@@ -79,3 +90,7 @@ def _span(p50: float | None, p99: float | None) -> str:
 
 def _rate(rate: dict[str, float]) -> str:
     return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
+def _interval(got: dict[str, float]) -> str:
+    return f"{got['value']:.3f} [{got['low']:.3f}, {got['high']:.3f}]"

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from infra.demo.accounts import account
 from infra.demo.chain import Chain
 from infra.demo.live import ARMS, Live
 from infra.demo.options import DemoOptions
 from infra.demo.probes import Prober
 from infra.demo.report import Report
+from infra.demo.statistics import latency
 from infra.programs import topics
 from serving.client import RankingClient
 from streaming.producer import Producer
@@ -51,9 +49,7 @@ class WorldScenario:
             with phases.phase("probes"):
                 self._probe(client, producer)
         with phases.phase("accounts"):
-            self.chain.wait_for_features(self.world.ledger)
-            self.chain.ingest_again()
-            self.report.add(**account(self.world.ledger, self.chain.settings.lake_dir, servers, topics()))
+            self.report.add(**self.chain.settle(self.world.ledger))
         self.report.absent(
             "a synthetic world has users who react, so click rates are measured", "hr_at_10", "ndcg_at_10"
         )
@@ -67,11 +63,9 @@ class WorldScenario:
         self.report.add(
             click_rate={arm: result.click_rate(arm, self.options.seed) for arm in ARMS},
             click_rate_by_round={arm: result.by_round(arm) for arm in ARMS},
-            recommend_ms=result.recommend_ms,
-            recommend_ms_p50=float(np.percentile(result.recommend_ms, 50)),
-            recommend_ms_p99=float(np.percentile(result.recommend_ms, 99)),
             slates_served=len(result.recommend_ms),
             slates_degraded=result.degraded,
+            **latency("recommend_ms", result.recommend_ms),
         )
 
     def _probe(self, client: RankingClient, producer: Producer) -> None:
@@ -79,11 +73,7 @@ class WorldScenario:
         prober = Prober(client=client, producer=producer, ledger=self.world.ledger, now_ms=phases.now_ms)
         users = [profile.user_id for profile in self.world.live_users(self.options.probes)]
         waited_ms = prober.event_to_slate_ms(users, self.world.items()[0])
-        self.report.add(
-            event_to_slate_ms=waited_ms,
-            event_to_slate_ms_p50=float(np.percentile(waited_ms, 50)),
-            event_to_slate_ms_p99=float(np.percentile(waited_ms, 99)),
-        )
+        self.report.add(**latency("event_to_slate_ms", waited_ms))
         known = [profile.user_id for profile in self.world.live_users(self.options.live_users) if not profile.is_new]
         change = prober.taste_change(self.world, known[0])
         phases.say(
