@@ -16,6 +16,8 @@ from typing import Any
 from infra.settings import LOOPBACK, ROOT, Settings, environment_python, jars_dir, load_settings, search_path
 
 USER = "millrace"
+SPARK_CONNECTORS = ("delta", "spark-sql-kafka", "spark-token-provider-kafka", "kafka-clients", "commons-pool2")
+"""Beginnings of the jars that Spark lacks; the others beside them come with pyspark already."""
 DAG_IDS = (
     "lake_ingest",
     "offline_features",
@@ -147,7 +149,9 @@ def spark_job(application: str, *flags: str) -> dict[str, Any]:
         "application_args": _arguments(flags),
         "name": f"millrace-{application.replace('_', '-')}",
         "conn_id": SPARK_CONNECTION,
-        "jars": ",".join(str(path) for path in sorted(jars_dir("spark").glob("*.jar"))),
+        "jars": ",".join(
+            str(path) for name in SPARK_CONNECTORS for path in sorted(jars_dir("spark").glob(f"{name}-*"))
+        ),
         "driver_memory": f"{settings.spark_driver_mb}m",
         # Small inputs: a driver that compiles less and collects in parallel starts its work sooner.
         "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"},

@@ -230,10 +230,11 @@ class Stack:
 
 
 def _is_done(step: Step, steps: Sequence[Step], running: set[str]) -> bool:
-    """Whether the program runs; for a preparation, whether every program that waits for it does."""
+    """Whether the program runs; for a preparation, whether every program that it is for does."""
     if step.program:
         return step.name in running
-    return all(other.name in running for other in steps if step.name in other.after)
+    served = [other for other in steps if step.name in other.after or (step.group and other.group == step.group)]
+    return all(other.name in running for other in served if other.program)
 
 
 @contextmanager

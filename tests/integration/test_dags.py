@@ -1,0 +1,122 @@
+"""The DAGs as Airflow reads them, in its own environment: imports, graph, operator notes, parse time."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.airflow import ASSETS, DAG_IDS
+from infra.settings import PREFIX, ROOT, environment_python
+
+MAX_PARSE_CPU_S = 2.0
+HEAVY = ("pyspark", "pyflink", "torch", "mlflow", "feast", "pandas", "numpy", "grpc", "deltalake", "sklearn")
+NOTES = ("Purpose", "Inputs", "Outputs", "Owner", "Rerun", "On failure")
+
+READ = """
+import json, sys, time
+import airflow.sdk, airflow.providers.standard.operators.bash
+import airflow.providers.apache.spark.operators.spark_submit
+from airflow.dag_processing.dagbag import DagBag
+
+began, before = time.process_time(), set(sys.modules)
+bag = DagBag(sys.argv[1], bundle_path=None)
+parse_cpu_s, imported = time.process_time() - began, sorted(set(sys.modules) - before)
+
+def trigger(dag):
+    condition = getattr(dag.timetable, "asset_condition", None)
+    return sorted(a.name for a in condition.objects) if condition else dag.schedule
+
+def task(t):
+    fields = ("bash_command", "application", "application_args", "pool", "retries", "retry_exponential_backoff")
+    shown = {name: getattr(t, name) for name in fields if getattr(t, name, None) is not None}
+    return {**shown, "operator": t.task_type, "timeout_s": t.execution_timeout.total_seconds(), "owner": t.owner,
+            "outlets": [a.name for a in t.outlets], "downstream": sorted(t.downstream_task_ids)}
+
+dags = {d.dag_id: {"schedule": trigger(d), "max_active_runs": d.max_active_runs, "catchup": d.catchup,
+        "tasks": {t.task_id: task(t) for t in d.tasks}} for d in bag.dags.values()}
+out = {"errors": bag.import_errors, "parse_cpu_s": parse_cpu_s, "imported": imported, "dags": dags,
+       "docs": {d.dag_id: d.doc_md for d in bag.dags.values()}}
+open(sys.argv[2], "w").write(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What Airflow makes of `dags/`."""
+    folder = tmp_path_factory.mktemp("airflow")
+    out = folder / "read.json"
+    home = {"AIRFLOW_HOME": str(folder), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    command = [str(environment_python("airflow")), "-c", READ, str(ROOT / "dags"), str(out)]
+    done = subprocess.run(command, env={**inherited, **home}, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
+    return json.loads(out.read_text())
+
+
+def test_every_dag_imports(read: dict[str, Any]) -> None:
+    assert read["errors"] == {}
+    assert set(read["dags"]) == set(DAG_IDS)
+    assert {path.stem for path in (ROOT / "dags").glob("*.py")} == set(DAG_IDS), "one file a DAG, named after it"
+
+
+def test_the_graph_is_the_golden_one(read: dict[str, Any], matches_golden: Callable[[str, str], None]) -> None:
+    text = json.dumps(read["dags"], indent=1, sort_keys=True) + "\n"
+    matches_golden("dags.json", text.replace(str(ROOT), "<root>"))
+
+
+def test_parsing_is_quick_and_light(read: dict[str, Any]) -> None:
+    assert read["parse_cpu_s"] < MAX_PARSE_CPU_S
+    heavy = [name for name in read["imported"] if name.split(".")[0] in HEAVY]
+    assert not heavy, f"reading the DAGs imports {heavy}; a DAG holds names and order only"
+
+
+def test_each_dag_has_notes_for_its_operator(read: dict[str, Any]) -> None:
+    for dag_id, notes in read["docs"].items():
+        lacking = [name for name in NOTES if f"### {name}" not in notes]
+        assert not lacking, f"dags/{dag_id}.py: doc_md lacks {lacking}"
+
+
+def test_each_run_is_alone_and_bounded(read: dict[str, Any]) -> None:
+    for dag_id, dag in read["dags"].items():
+        assert dag["max_active_runs"] == 1, f"{dag_id}: one run at a time"
+        assert dag["catchup"] is False, dag_id
+        for task_id, task in dag["tasks"].items():
+            where = f"{dag_id}.{task_id}"
+            assert task["timeout_s"] > 0, f"{where} has no limit"
+            assert task["retries"] > 0 or task_id == "gate", f"{where} is not tried again"
+            assert task["pool"] == ("spark" if task["operator"] == "SparkSubmitOperator" else "default_pool"), where
+
+
+def test_a_trigger_of_the_first_dag_reaches_the_last(read: dict[str, Any]) -> None:
+    dags = read["dags"]
+    emitted = {
+        asset: dag_id for dag_id, dag in dags.items() for task in dag["tasks"].values() for asset in task["outlets"]
+    }
+    assert set(emitted) == set(ASSETS), "every asset has one task that emits it"
+    reached = {DAG_IDS[0]}
+    for dag_id in DAG_IDS[1:]:
+        awaited = dags[dag_id]["schedule"]
+        assert isinstance(awaited, list), f"{dag_id} waits for assets"
+        assert {emitted[asset] for asset in awaited} <= reached, f"{dag_id} waits for a later DAG"
+        reached.add(dag_id)
+
+
+def test_a_gate_stands_between_a_table_and_those_who_wait_for_it(read: dict[str, Any]) -> None:
+    for dag_id, asset in (("lake_ingest", "lake_events"), ("training_examples", "examples")):
+        emitting = [name for name, task in read["dags"][dag_id]["tasks"].items() if asset in task["outlets"]]
+        assert emitting == ["gate"], f"{dag_id} emits {asset} from {emitting}"
+
+
+def test_what_the_dags_run_exists(read: dict[str, Any]) -> None:
+    for dag_id, dag in read["dags"].items():
+        for task in dag["tasks"].values():
+            if task["operator"] == "SparkSubmitOperator":
+                path = Path(task["application"])
+            else:
+                module = task["bash_command"].split(" -m ")[1].split()[0]
+                path = ROOT / f"{module.replace('.', '/')}.py"
+            assert path.is_file(), f"{dag_id} runs {path}, which is not there"

@@ -1,0 +1,88 @@
+"""The `millrace` command at its edge: one sentence and a non-zero exit for what is wrong, nothing half-started."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.settings import ROOT
+
+MILLRACE = Path(sys.executable).parent / "millrace"
+
+
+def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    path = f"{MILLRACE.parent}:/usr/bin:/bin"
+    env = {"PATH": path, "HOME": str(tmp_path), "MILLRACE_VAR_DIR": str(tmp_path / "var"), **settings}
+    command = [str(MILLRACE), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("up", "--nonsense"), 2, "No such option"),
+        (("launch",), 2, "No such command"),
+        (("up", "redis"), 1, "unknown program redis; allowed: airflow"),
+        (("status",), 1, "does not run; start it with millrace up"),
+        (("logs", "redis"), 1, "no log of 'redis'"),
+        (("logs", "--lines", "0"), 2, "--lines"),
+        (("replay",), 2, "Missing argument"),
+        (("replay", "nowhere.jsonl"), 2, "does not exist"),
+        (("replay", "README.md", "--rate", "fast"), 2, "--rate"),
+        (("features", "robot", "x"), 2, "is not one of 'user', 'item'"),
+        (("features", "user", "u1"), 1, "start the stack with millrace up"),
+        (("recommend", "u1"), 1, "nothing listens on port"),
+        (("recommend", "u1", "--count", "0"), 2, "--count"),
+        (("demo", "--data", "netflix"), 2, "is not one of 'world', 'movielens'"),
+        (("demo", "--users", "1"), 1, "--users: got 1; input should be greater than or equal to"),
+        (("bench", "nothing"), 1, "unknown benchmark 'nothing'; allowed: demo"),
+    ],
+)
+def test_what_is_wrong_ends_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = _run(*arguments, tmp_path=tmp_path, MILLRACE_PORT_BASE="41000")
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("millrace: ")
+    assert done.stderr.count("\n") == 1, f"more than one sentence: {done.stderr}"
+    assert not (tmp_path / "var").exists(), "something was written"
+
+
+def test_a_wrong_setting_ends_in_one_sentence(tmp_path: Path) -> None:
+    done = _run("up", tmp_path=tmp_path, MILLRACE_KAFKA_PORT="none")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "MILLRACE_KAFKA_PORT" in done.stderr
+
+
+def test_a_busy_port_is_named_with_its_owner_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = _run("up", "kafka", tmp_path=tmp_path, MILLRACE_KAFKA_PORT=str(port))
+    assert done.returncode == 1
+    assert f"port {port} of kafka is taken by process" in done.stderr
+    assert "MILLRACE_KAFKA_PORT or MILLRACE_PORT_BASE" in done.stderr
+    assert not (tmp_path / "var").exists(), "something was started"
+
+
+def test_down_without_a_stack_is_no_error(tmp_path: Path) -> None:
+    done = _run("down", tmp_path=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "the stack does not run")
+
+
+def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    done = _run("doctor", tmp_path=tmp_path, PATH=str(empty), MILLRACE_PORT_BASE="41000")
+    assert done.returncode == 1
+    assert "no java on PATH" in done.stdout
+    assert "install Maven" in done.stdout
+    assert "of the checks above failed" in done.stderr
+
+
+def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
+    done = _run(tmp_path=tmp_path)
+    for command in ("up", "down", "status", "logs", "doctor", "replay", "features", "recommend", "demo", "bench"):
+        assert command in done.stdout
