@@ -41,3 +41,10 @@ def spark() -> "Iterator[SparkSession]":
     session = open_session("tests", shuffle_partitions=2)
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def submit() -> list[str]:
+    """`spark-submit` of the app environment with the flags that the jobs need."""
+    binaries = SPARK_JARS.parent.parent / ".venv/app/bin"
+    return ["env", f"PYSPARK_PYTHON={binaries}/python", f"{binaries}/spark-submit", *SUBMIT_FLAGS]

@@ -40,7 +40,9 @@ ODD_BYTES = [
     TEXT[:-1].encode(), TEXT.replace("phone", "ph\tone").encode(), TEXT.replace("phone", "\\ud83d\\ude00").encode(),
     b'{"event_type":"like","event_type":null}', b'{"event_type":null,"event_type":"like"}', b'{"extra":NaN}',
     TEXT.replace('"u1"', "NaN").encode(), TEXT.replace('"u1"', "01").encode(), TEXT.replace('"u1"', "-0").encode(),
-    TEXT.replace('"u1"', '{"a":').encode(), TEXT.replace('3', '1e400').encode(), TEXT.replace("u1", "u\xed\xa0\x80").encode("latin-1"), TEXT.replace("}", ',"more":{"a":[1,2,{}]}}').encode(),
+    TEXT.replace('"u1"', '{"a":').encode(), TEXT.replace("3", "1e400").encode(),
+    TEXT.replace("u1", "u\xed\xa0\x80").encode("latin-1"),
+    TEXT.replace("}", ',"more":{"a":[1,2,{}]}}').encode(),
     TEXT.replace("}", ',"pad":"' + "x" * MAX_EVENT_BYTES + '"}').encode(), TEXT.replace("}", "/*c*/}").encode(),
 ]  # fmt: skip
 
@@ -66,7 +68,7 @@ def judge(value: bytes) -> tuple[str | None, dict[str, object]]:
     try:
         event = parse_event(value, NOW_MS)
     except ContractError as error:
-        return error.reason, dict.fromkeys((field.name for field in FIELDS))
+        return error.reason, dict.fromkeys(field.name for field in FIELDS)
     return None, {field.name: getattr(event, field.name) for field in FIELDS}
 
 

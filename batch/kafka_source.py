@@ -1,0 +1,106 @@
+"""Kafka as a streaming source that never skips: offsets are compared with the broker before Spark starts."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from pyspark.sql import DataFrame, SparkSession
+
+_TIMEOUT_S = 15.0
+
+
+class DataLossError(RuntimeError):
+    """The broker no longer holds, or never held, records that the lake has still to read."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint and its table do not belong together."""
+
+
+def read_topic(spark: SparkSession, bootstrap_servers: str, topic: str, max_records: int) -> DataFrame:
+    """The topic as a stream of `value, key, topic, partition, offset, arrival_ms`, at most `max_records` a batch."""
+    stream = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", bootstrap_servers)
+        .option("subscribe", topic)
+        .option("startingOffsets", "earliest")
+        .option("failOnDataLoss", "true")
+        .option("maxOffsetsPerTrigger", str(max_records))
+        .load()
+    )
+    return stream.selectExpr("value", "key", "topic", "partition", "offset", "unix_millis(timestamp) AS arrival_ms")
+
+
+def checkpointed_offsets(checkpoint: Path) -> dict[str, dict[int, int]]:
+    """The next offset of each topic and partition as Spark's checkpoint has planned them; empty before a first run.
+
+    A planned batch may not be committed yet, but a rerun reads exactly it, from the offsets of the batch before;
+    so the newest *committed* batch says what is still needed.
+    """
+    committed = _newest_batch(checkpoint / "commits")
+    if committed is None:
+        return {}
+    lines = (checkpoint / "offsets" / str(committed)).read_text().splitlines()
+    source = json.loads(lines[2])  # version, metadata, then one line a source
+    return {topic: {int(part): int(offset) for part, offset in parts.items()} for topic, parts in source.items()}
+
+
+def _newest_batch(folder: Path) -> int | None:
+    batches = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    return max(batches, default=None)
+
+
+def check_nothing_lost(bootstrap_servers: str, topics: Mapping[str, Path]) -> None:
+    """Refuses to go on when a topic lacks records behind its checkpoint.
+
+    `topics` maps each topic to the checkpoint of its reader. Raises `DataLossError` with the offsets, and
+    `ConnectionError` when the broker does not answer or a topic does not exist.
+    """
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "millrace-lake-check", "log_level": 0})
+    try:
+        for topic, checkpoint in topics.items():
+            _check_topic(consumer, bootstrap_servers, topic, checkpointed_offsets(checkpoint).get(topic, {}))
+    except KafkaException as error:
+        reason = f"no answer from the broker at {bootstrap_servers}: {error}. Start it, then run again."
+        raise ConnectionError(reason) from error
+    finally:
+        consumer.close()
+
+
+def _check_topic(consumer: Consumer, bootstrap_servers: str, topic: str, next_offsets: dict[int, int]) -> None:
+    known = consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
+    if known.error is not None:
+        raise ConnectionError(f"topic {topic} on {bootstrap_servers}: {known.error}. Create it, then run again.")
+    lost = []
+    for partition, needed in sorted(next_offsets.items()):
+        if partition not in known.partitions:
+            lost.append(f"partition {partition}: next offset {needed}, but the partition is gone")
+            continue
+        first, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+        if not first <= needed <= end:
+            lost.append(f"partition {partition}: next offset {needed}, the broker has [{first}, {end})")
+    if lost:
+        raise DataLossError(
+            f"records of {topic} were lost before the lake had read them: {'; '.join(lost)}. "
+            "Restore the topic, or accept the loss by restoring lake and checkpoints to match it."
+        )
+
+
+def check_together(checkpoint: Path, table: str, rows: int) -> None:
+    """Refuses a table without its checkpoint, which would be read twice, and a checkpoint without its table."""
+    has_commits = _newest_batch(checkpoint / "commits") is not None
+    if rows and not has_commits and _newest_batch(checkpoint / "offsets") is None:
+        raise CheckpointError(
+            f"table {table} has {rows} rows but {checkpoint} has no checkpoint: reading again would double them. "
+            "Restore table and checkpoint together, or remove both."
+        )
+    if (
+        has_commits
+        and not rows
+        and any(offset for parts in checkpointed_offsets(checkpoint).values() for offset in parts.values())
+    ):
+        raise CheckpointError(
+            f"{checkpoint} has read records but table {table} is empty: they would be missing. "
+            "Restore table and checkpoint together, or remove both."
+        )

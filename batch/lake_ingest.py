@@ -1,0 +1,141 @@
+"""Kafka → Delta, everything that is there now: bronze, silver events, duplicates, dead letters, items, slates.
+
+`spark-submit … batch/lake_ingest.py --bootstrap-servers B --lake DIR --checkpoints DIR [--report FILE]`
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming.query import StreamingQuery
+
+from batch.command import add_topic_flags, fail, topics_of, write_report
+from batch.ingest_stages import Stage, events_stage, items_stage, slates_stage
+from batch.kafka_source import (
+    CheckpointError,
+    DataLossError,
+    check_nothing_lost,
+    check_together,
+    checkpointed_offsets,
+    read_topic,
+)
+from batch.lake import INGESTED, TABLES, create_tables, row_count, table_versions
+from batch.session import open_session
+from features.names import Topics
+
+
+@dataclass(frozen=True, kw_only=True)
+class LakeIngest:
+    """One run."""
+
+    bootstrap_servers: str
+    lake: Path
+    checkpoints: Path
+    """One folder a stream below it. Belongs to the lake: restore both together."""
+    topics: Topics
+    max_records: int = 1_000_000
+    """Most Kafka records in one micro-batch: bounds the driver's memory."""
+
+
+def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
+    """Reads all that the topics hold now, and says what the lake holds after it.
+
+    Raises `DataLossError` when the broker lost what the lake has not read, `CheckpointError` when lake and
+    checkpoints do not belong together, `ArithmeticError` when the accounts do not balance.
+    """
+    readers = {
+        ingest.topics.events: ingest.checkpoints / "bronze_events",
+        ingest.topics.items: ingest.checkpoints / "items",
+        ingest.topics.slates: ingest.checkpoints / "slates",
+    }
+    check_nothing_lost(ingest.bootstrap_servers, readers)
+    check_together(readers[ingest.topics.events], TABLES.bronze_events, row_count(ingest.lake, TABLES.bronze_events))
+    create_tables(spark, ingest.lake)
+    before = _counts(ingest.lake)
+    _run_streams(spark, ingest, readers)
+    after = _counts(ingest.lake)
+    return {
+        "rows": after,
+        "rows_added": {table: after[table] - before[table] for table in after},
+        "versions": table_versions(ingest.lake, tuple(after)),
+        "next_offsets": {topic: checkpointed_offsets(path).get(topic, {}) for topic, path in readers.items()},
+        "accounts": accounts(spark, ingest.lake, ingest.topics.events),
+    }
+
+
+def accounts(spark: SparkSession, lake: Path, events_topic: str) -> dict[str, int]:
+    """Proves bronze = silver + duplicates + dead letters, counting the records of the events topic.
+
+    Raises `ArithmeticError` with the figures when they do not balance.
+    """
+    parts = {"silver": TABLES.silver_events, "duplicates": TABLES.duplicates, "dead_letters": TABLES.dead_letters}
+    figures = {"bronze": row_count(lake, TABLES.bronze_events)}
+    for name, table in parts.items():
+        rows = spark.read.format("delta").load(str(lake / table)).where(f"topic = '{events_topic}'")
+        figures[name] = rows.count()
+    if figures["bronze"] != figures["silver"] + figures["duplicates"] + figures["dead_letters"]:
+        raise ArithmeticError(f"the lake's accounts do not balance: {figures}")
+    return figures
+
+
+def _counts(lake: Path) -> dict[str, int]:
+    return {definition.path: row_count(lake, definition.path) for definition in INGESTED}
+
+
+def _run_streams(spark: SparkSession, ingest: LakeIngest, readers: dict[str, Path]) -> None:
+    """The three topics at once; then silver from what bronze holds."""
+    bronze = _topic(spark, ingest, ingest.topics.events).writeStream.format("delta")
+    checkpoint = str(readers[ingest.topics.events])
+    running = [
+        bronze.option("checkpointLocation", checkpoint)
+        .trigger(availableNow=True)
+        .start(str(ingest.lake / TABLES.bronze_events))
+    ]
+    stages = {ingest.topics.items: items_stage, ingest.topics.slates: slates_stage}
+    for topic, stage in stages.items():
+        stream = _topic(spark, ingest, topic)
+        running.append(_start(stream, stage(spark, ingest.lake), readers[topic]))
+    for query in running:
+        query.awaitTermination()
+    appended = spark.readStream.format("delta").option("maxBytesPerTrigger", "256m")
+    silver = appended.load(str(ingest.lake / TABLES.bronze_events))
+    _start(silver, events_stage(spark, ingest.lake), ingest.checkpoints / "silver_events").awaitTermination()
+
+
+def _topic(spark: SparkSession, ingest: LakeIngest, topic: str) -> DataFrame:
+    return read_topic(spark, ingest.bootstrap_servers, topic, ingest.max_records)
+
+
+def _start(stream: DataFrame, stage: Stage, checkpoint: Path) -> StreamingQuery:
+    writer = stream.writeStream.foreachBatch(stage).option("checkpointLocation", str(checkpoint))
+    return writer.trigger(availableNow=True).start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit code 0, or 1 with one sentence on standard error."""
+    parser = argparse.ArgumentParser(prog="lake_ingest", description=__doc__)
+    parser.add_argument("--lake", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--max-records", type=int, default=LakeIngest.max_records)
+    parser.add_argument("--report", type=Path)
+    add_topic_flags(parser)
+    given = parser.parse_args(arguments)
+    ingest = LakeIngest(
+        bootstrap_servers=given.bootstrap_servers,
+        lake=given.lake.resolve(),
+        checkpoints=given.checkpoints.resolve(),
+        topics=topics_of(given),
+        max_records=given.max_records,
+    )
+    try:
+        write_report(run_ingest(open_session("lake_ingest"), ingest), given.report)
+    except (DataLossError, CheckpointError, ArithmeticError, ConnectionError, StreamingQueryException) as error:
+        return fail("lake_ingest", error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Kafka → Delta on a real broker and real Spark: nothing lost, nothing twice, whatever is killed or rerun."""
+
+import json
+import os
+import random
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from pyspark.sql import SparkSession
+
+from batch.ingest_stages import Stage, events_stage
+from batch.kafka_source import CheckpointError, DataLossError
+from batch.lake import TABLES, read_table, row_count
+from batch.lake_ingest import LakeIngest, run_ingest
+from features.events import HORIZON_MS, Event, EventType
+from features.items import Item
+from features.names import Topics
+
+NOW_MS = 1_760_000_000_000
+Record = tuple[bytes, bytes | None, int]
+"""Value, key and arrival_ms."""
+
+
+def event(n: int, user: str = "u1", event_time_ms: int = NOW_MS, **fields: object) -> Event:
+    base = Event(
+        event_id=f"e{n}",
+        event_type=EventType.LIKE,
+        event_time_ms=event_time_ms,
+        user_id=user,
+        item_id=f"i{n % 7}",
+        category="music",
+        creator_id="c1",
+    )
+    return replace(base, **fields)
+
+
+def sent(of: Event, arrival_ms: int | None = None) -> Record:
+    return of.to_json(), of.user_id.encode(), of.event_time_ms + 50 if arrival_ms is None else arrival_ms
+
+
+def send(bootstrap_servers: str, topic: str, records: Sequence[Record]) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 5})
+    for value, key, arrival_ms in records:
+        producer.produce(topic, value=value, key=key, timestamp=arrival_ms)
+    assert producer.flush(30) == 0
+
+
+def slate(request_id: str, **fields: object) -> Record:
+    item = {"item_id": "i1", "position": 0, "score": 1.5, "propensity": 0.5, "sources": ["als"]}
+    record = {
+        "request_id": request_id,
+        "user_id": "u1",
+        "served_at_ms": NOW_MS,
+        "surface": "home",
+        "bundle_id": "b",
+        "arm": "millrace",
+        "degraded": [],
+        "snapshot_instant_ms": NOW_MS,
+        "newest_event_ms": None,
+        "items": [{**item, "probabilities": {"click": 0.2}, "features": {"user_clicks_1h": 3.0}}],
+        "candidates": [{"item_id": "i1", "score": 1.5, "sources": ["als"]}],
+        "schema_version": 1,
+        **fields,
+    }
+    return json.dumps(record).encode(), b"u1", NOW_MS
+
+
+def item(item_id: str, **fields: object) -> Item:
+    base = Item(
+        item_id=item_id, category="music", creator_id="c1", language="en", duration_ms=1_000, published_at_ms=NOW_MS
+    )
+    return replace(base, **fields)
+
+
+@pytest.fixture
+def ingest(kafka_broker: str, topics: Topics, tmp_path: Path) -> LakeIngest:
+    return LakeIngest(
+        bootstrap_servers=kafka_broker, lake=tmp_path / "lake", checkpoints=tmp_path / "checkpoints", topics=topics
+    )
+
+
+def mixed_records(rng: random.Random, count: int) -> tuple[list[Record], Counter[str]]:
+    """Valid events with duplicates, changed duplicates, broken and too late ones in between."""
+    records, expected = [], Counter[str]()
+    for n in range(count):
+        one = event(n, user=f"u{n % 5}", event_time_ms=NOW_MS - rng.randrange(3 * 86_400_000))
+        late = rng.random() < 0.1
+        expected["too_late" if late else "in_time"] += 1
+        records.append(sent(one, one.event_time_ms + HORIZON_MS + 1 if late else None))
+        if rng.random() < 0.2:
+            records.append(sent(replace(one, item_id="changed", event_time_ms=NOW_MS - 5 * 86_400_000), NOW_MS))
+            expected["duplicate"] += 1
+        if rng.random() < 0.1:
+            records.append((b"{broken", b"u1", NOW_MS))
+            expected["dead"] += 1
+    return records, expected
+
+
+def silver_keys(spark: SparkSession, lake: Path) -> list[tuple[str, str, str]]:
+    rows = read_table(spark, lake, TABLES.silver_events).select("user_id", "event_id", "item_id").collect()
+    return sorted(tuple(row) for row in rows)
+
+
+def test_accounts_balance_and_a_rerun_adds_nothing(spark: SparkSession, ingest: LakeIngest) -> None:
+    records, expected = mixed_records(random.Random(1), 200)
+    send(ingest.bootstrap_servers, ingest.topics.events, records)
+    send(
+        ingest.bootstrap_servers,
+        ingest.topics.items,
+        [
+            (item("i1").to_json(), b"i1", 1),
+            (item("i2").to_json(), b"i2", 2),
+            (b'{"item_id": 7}', b"7", 3),
+            (item("i1", available=False).to_json(), b"i1", 4),
+        ],
+    )
+    slates = [slate("r1"), slate("r2"), slate("r1", arm="later"), (b"[]", b"u1", 5), slate("r3", items=None)]
+    send(ingest.bootstrap_servers, ingest.topics.slates, slates)
+
+    report = run_ingest(spark, ingest)
+
+    dead, duplicates = expected["dead"], expected["duplicate"]
+    counted = {"bronze": len(records), "silver": 200, "duplicates": duplicates, "dead_letters": dead}
+    assert report["accounts"] == counted
+    rows = {TABLES.items: 2, TABLES.slates: 2, TABLES.dead_letters: dead + 3, TABLES.duplicates: duplicates + 1}
+    assert {table: report["rows"][table] for table in rows} == rows
+    silver = read_table(spark, ingest.lake, TABLES.silver_events)
+    assert silver.where("too_late").count() == expected["too_late"]
+    assert silver.where("item_id = 'changed'").count() == 0, "the first of a key counts, whatever the payload"
+    catalogue = {row.item_id: row.available for row in read_table(spark, ingest.lake, TABLES.items).collect()}
+    assert catalogue == {"i1": False, "i2": True}
+    served = read_table(spark, ingest.lake, TABLES.slates).where("request_id = 'r1'").first()
+    assert (served.arm, served["items"][0].features) == ("millrace", {"user_clicks_1h": 3.0})
+    assert json.loads(served.value)["arm"] == "millrace"
+    again = run_ingest(spark, ingest)
+    assert set(again["rows_added"].values()) == {0}
+
+    more = [sent(event(1_000)), sent(event(3, user="u3", item_id="changed"))]
+    send(ingest.bootstrap_servers, ingest.topics.events, more)
+    third = run_ingest(spark, ingest)
+    assert third["accounts"]["silver"] == 201
+    assert third["accounts"]["duplicates"] == duplicates + 1
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_killed_between_writes_ends_as_if_undisturbed(
+    spark: SparkSession, ingest: LakeIngest, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    records, expected = mixed_records(random.Random(2), 30)
+    send(ingest.bootstrap_servers, ingest.topics.events, records)
+    import batch.ingest_stages as stages
+
+    real, done = stages._append, []
+
+    def dies_after(rows: object, path: Path) -> None:
+        if len(done) == writes:
+            raise RuntimeError("killed here")
+        done.append(path)
+        real(rows, path)
+
+    monkeypatch.setattr(stages, "_append", dies_after)
+    with pytest.raises(Exception, match="killed here"):
+        run_ingest(spark, ingest)
+    monkeypatch.setattr(stages, "_append", real)
+    accounts = run_ingest(spark, ingest)["accounts"]
+    assert accounts["silver"] == 30
+    assert (accounts["duplicates"], accounts["dead_letters"]) == (expected["duplicate"], expected["dead"])
+
+
+def test_a_batch_run_again_in_full_changes_nothing(spark: SparkSession, ingest: LakeIngest) -> None:
+    records, _ = mixed_records(random.Random(4), 30)
+    send(ingest.bootstrap_servers, ingest.topics.events, records)
+    first = run_ingest(spark, ingest)
+    stage: Stage = events_stage(spark, ingest.lake)
+    stage(read_table(spark, ingest.lake, TABLES.bronze_events), 0)
+    assert {table: row_count(ingest.lake, table) for table in first["rows"]} == first["rows"]
+
+
+def test_lost_records_fail_the_run_with_the_offsets(spark: SparkSession, ingest: LakeIngest) -> None:
+    topic = ingest.topics.events
+    send(ingest.bootstrap_servers, topic, [sent(event(n)) for n in range(5)])
+    partition = next(p for p, end in run_ingest(spark, ingest)["next_offsets"][topic].items() if end == 5)
+    send(ingest.bootstrap_servers, topic, [sent(event(n)) for n in range(5, 12)])
+    admin = AdminClient({"bootstrap.servers": ingest.bootstrap_servers})
+    for future in admin.delete_records([TopicPartition(topic, partition, 9)]).values():
+        future.result(timeout=30)
+    with pytest.raises(DataLossError, match=rf"partition {partition}: next offset 5, the broker has \[9, 12\)"):
+        run_ingest(spark, ingest)
+    assert row_count(ingest.lake, TABLES.bronze_events) == 5
+
+
+def test_a_table_without_its_checkpoint_is_refused(spark: SparkSession, ingest: LakeIngest, tmp_path: Path) -> None:
+    send(ingest.bootstrap_servers, ingest.topics.events, [sent(event(1))])
+    run_ingest(spark, ingest)
+    with pytest.raises(CheckpointError, match="Restore table and checkpoint together"):
+        run_ingest(spark, replace(ingest, checkpoints=tmp_path / "elsewhere"))
+
+
+def test_the_command_says_in_one_sentence_that_the_broker_is_away(tmp_path: Path, submit: list[str]) -> None:
+    flags = ["--bootstrap-servers", "127.0.0.1:1", "--lake", str(tmp_path), "--checkpoints", str(tmp_path / "c")]
+    done = subprocess.run(
+        [*submit, "batch/lake_ingest.py", *flags], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("lake_ingest:")]
+    assert done.returncode == 1
+    assert len(said) == 1
+    assert "no answer from the broker at 127.0.0.1:1" in said[0]
+    assert "Traceback" not in done.stderr
