@@ -1,6 +1,7 @@
 """Sends records and items to Kafka: batched, compressed, idempotent, and every delivery accounted for."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
@@ -16,7 +17,7 @@ Progress = Callable[[int], None]
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY = 10_000
 _QUEUE_RECORDS = 200_000
-_CONNECT_TIMEOUT_S = 15.0
+_NEW_TOPIC_S = 3.0
 _DELIVERY_TIMEOUT_S = 60.0
 
 
@@ -32,7 +33,9 @@ class Producer:
     that was not delivered passes for sent.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str, *, linger_ms: int = 5) -> None:
+    def __init__(
+        self, bootstrap_servers: str, topic: str, *, linger_ms: int = 5, connect_timeout_s: float = 15.0
+    ) -> None:
         """Connects. `linger_ms` is how long a record waits for company: 0 for least delay, 20 for throughput.
 
         Raises `ProduceError` unless the broker answers and has the topic.
@@ -53,21 +56,28 @@ class Producer:
                 "log_level": 0,
             }
         )
-        self._check_topic()
+        self._check_topic(connect_timeout_s)
 
-    def _check_topic(self) -> None:
+    def _check_topic(self, timeout_s: float) -> None:
+        # A topic that was created a moment ago is not known everywhere at once.
+        deadline_s = time.monotonic() + _NEW_TOPIC_S
+        while (error := self._topic_error(timeout_s)) is not None:
+            if time.monotonic() > deadline_s:
+                raise ProduceError(
+                    f"the broker at {self._bootstrap_servers} has no topic {self.topic} ({error.str()}). "
+                    "Create it (`make up` does) or correct its name."
+                )
+            time.sleep(0.1)
+
+    def _topic_error(self, timeout_s: float) -> kafka.KafkaError | None:
         try:
-            found = self._producer.list_topics(self.topic, timeout=_CONNECT_TIMEOUT_S).topics[self.topic]
-        except kafka.KafkaException as error:
+            error: kafka.KafkaError | None = self._producer.list_topics(self.topic, timeout_s).topics[self.topic].error
+        except kafka.KafkaException as failure:
             raise ProduceError(
-                f"no Kafka broker answers at {self._bootstrap_servers} ({error.args[0].str()}). "
+                f"no Kafka broker answers at {self._bootstrap_servers} ({failure.args[0].str()}). "
                 "Start it (`make up`) or correct the address."
-            ) from error
-        if found.error is not None:
-            raise ProduceError(
-                f"the broker at {self._bootstrap_servers} has no topic {self.topic} ({found.error.str()}). "
-                "Create it (`make up` does) or correct its name."
-            )
+            ) from failure
+        return error
 
     def send(self, records: Iterable[Record]) -> None:
         """Queues the records in their order; waits while the queue is full.
@@ -92,6 +102,8 @@ class Producer:
                 return
             except BufferError:
                 self._producer.poll(0.1)
+            except kafka.KafkaException as error:
+                raise ProduceError(self._refusal(error.args[0])) from error
 
     def flush(self) -> None:
         """Waits until everything sent is delivered. Raises `ProduceError` when that fails or takes too long."""
@@ -107,10 +119,13 @@ class Producer:
         if error is None:
             self.delivered += 1
         elif self._failure is None:
-            self._failure = (
-                f"the broker at {self._bootstrap_servers} refused a record for {self.topic}: {error.str()}. "
-                f"{self.delivered} records were delivered; correct the cause, then send all again."
-            )
+            self._failure = self._refusal(error)
+
+    def _refusal(self, error: kafka.KafkaError) -> str:
+        return (
+            f"a record for {self.topic} at {self._bootstrap_servers} was refused: {error.str()}. "
+            f"{self.delivered} records were delivered; correct the cause, then send all again."
+        )
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -28,7 +28,7 @@ def small(seed: int = 3) -> WorldParameters:
     return default.model_copy(
         update={
             "seed": seed,
-            "catalogue": default.catalogue.model_copy(update={"items": 300}),
+            "catalogue": default.catalogue.model_copy(update={"items": 600}),
             "population": default.population.model_copy(update={"users": 250, "live_only_users": 40}),
         }
     )
