@@ -18,6 +18,7 @@ from infra.settings import LOOPBACK, SettingsError, load_settings
 from infra.stack import Stack, StackError
 
 LOG_LINES = 40
+INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Millrace: a real-time recommender on one machine.")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -265,7 +266,9 @@ def main() -> None:
     except (CommandError, SettingsError, StackError) as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped.", 130)
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # what typer returns for Ctrl-C
+        _fail("stopped.", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

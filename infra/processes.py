@@ -53,12 +53,16 @@ def with_descendants(roots: Iterable[psutil.Process]) -> list[psutil.Process]:
     return list(found.values())
 
 
-def kill_survivors(processes: Iterable[psutil.Process], grace_s: float = 5.0) -> int:
-    """Waits for the processes to end, sends SIGKILL to those that do not, and returns how many needed it.
+def end(processes: Iterable[psutil.Process], *, patience_s: float, grace_s: float = 3.0) -> int:
+    """Ends the processes: waits for those that were told to, then SIGTERM, then SIGKILL; returns how many needed that.
 
     psutil compares creation times, so a pid that was given to another program meanwhile is left alone.
     """
-    _, alive = psutil.wait_procs(list(processes), timeout=grace_s)
+    _, alive = psutil.wait_procs(list(processes), timeout=patience_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(alive, timeout=grace_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -234,7 +234,7 @@ def _is_done(step: Step, steps: Sequence[Step], running: set[str]) -> bool:
     if step.program:
         return step.name in running
     served = [other for other in steps if step.name in other.after or (step.group and other.group == step.group)]
-    return all(other.name in running for other in served if other.program)
+    return bool(served) and all(other.name in running for other in served if other.program)
 
 
 @contextmanager

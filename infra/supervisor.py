@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
-from infra.processes import OWNER_VARIABLE, kill_survivors, owned_by, wait_until, with_descendants
+from infra.processes import OWNER_VARIABLE, end, owned_by, wait_until, with_descendants
 from infra.settings import inherited_environment
 
 LOG_BYTES = 10_000_000
@@ -196,11 +196,12 @@ class Supervisor:
 
         Returns how many processes needed SIGKILL.
         """
-        if self.is_running():
+        told = self.is_running()
+        if told:
             self._call("shutdown")
-        killed = kill_survivors(family)
+        killed = end(family, patience_s=2.0 if told else 0.0)
         # What the family started while it was being stopped.
-        killed += kill_survivors(self.processes(), grace_s=1.0)
+        killed += end(self.processes(), patience_s=0.0)
         socket_path(self.directory).unlink(missing_ok=True)
         return killed
 

@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: free ports, processes that always end, and one real Kafka broker a session."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -46,6 +47,17 @@ def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def free_port_base() -> int:
+    """A number for MILLRACE_PORT_BASE above which nothing listens, below the ports that the system hands out."""
+    from infra.processes import port_is_free
+
+    for base in random.sample(range(20_000, 32_000, 100), k=100):
+        if all(port_is_free("127.0.0.1", base + offset) for offset in range(100)):
+            return base
+    pytest.fail("no 100 free ports in a row between 20000 and 32000")
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60.0, every_s: float = 0.05) -> object:
