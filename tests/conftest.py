@@ -49,7 +49,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def free_port_base() -> int:
     """A number for MILLRACE_PORT_BASE above which nothing listens, below the ports that the system hands out."""
     from infra.processes import port_is_free

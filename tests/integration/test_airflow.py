@@ -1,0 +1,113 @@
+"""The stack's Airflow for real: it starts, runs DAGs that are triggered over REST and by assets, and ends."""
+
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.airflow import SPARK_POOL, passwords_path
+from infra.airflow_client import AirflowClient, AirflowError, now
+from infra.settings import Settings, load_settings
+from infra.stack import Stack
+
+DAGS = """
+from pathlib import Path
+from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG, Asset
+from infra.airflow import dag_settings, default_args
+
+made = Asset(name="made", uri="test://made")
+here = Path(__file__).parent
+
+with DAG(dag_id="make", schedule=None, default_args=default_args(5)):
+    SparkSubmitOperator(task_id="submit", application=str(here / "application.py"), conn_id="spark_default",
+                        pool="spark", application_args=[str(here / "spark.txt")], driver_memory="512m") >> BashOperator(
+        task_id="emit", bash_command=f"echo {dag_settings().lake_dir} > {here}/lake.txt", outlets=[made])
+
+with DAG(dag_id="follow", schedule=[made], default_args=default_args(5)):
+    BashOperator(task_id="look", bash_command=f"test -s {here}/lake.txt")
+
+with DAG(dag_id="broken", schedule=None, default_args=default_args(5, retries=0)):
+    BashOperator(task_id="refuse", bash_command="echo the gate says no; exit 7")
+"""
+APPLICATION = """
+import os, sys
+from pyspark import SparkConf, __version__
+Path = __import__("pathlib").Path
+Path(sys.argv[1]).write_text(f"{sys.prefix} {__version__} {os.environ['SPARK_HOME']}")
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, free_port_base: int) -> Settings:
+    folder = tmp_path_factory.mktemp("airflow")
+    dags = folder / "dags"
+    dags.mkdir()
+    (dags / "dags_of_the_test.py").write_text(DAGS)
+    (dags / "application.py").write_text(APPLICATION)
+    (dags / ".airflowignore").write_text("application.py\n")
+    return load_settings(var_dir=folder / "var", dags_dir=dags, port_base=free_port_base, spark_driver_mb=512)
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings) -> Iterator[Stack]:
+    with Stack(settings) as stack:
+        stack.start(lambda _: None, ["airflow"])
+        family = stack.supervisor.processes()
+        yield stack
+    assert stack.supervisor.processes() == []
+    left = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"these outlived the stack: {left}"
+
+
+@pytest.fixture(scope="module")
+def airflow(stack: Stack) -> Iterator[AirflowClient]:
+    with closing(AirflowClient(stack.settings)) as client:
+        client.wait_for_dags(["make", "follow", "broken"])
+        client.set_paused(["make", "follow", "broken"], paused=False)
+        yield client
+
+
+def test_secrets_are_the_owners_alone(stack: Stack) -> None:
+    for path in (passwords_path(stack.settings), stack.settings.airflow_home / "keys.json", stack.supervisor.conf):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_triggered_dag_sets_off_the_one_that_waits_for_its_asset(airflow: AirflowClient, settings: Settings) -> None:
+    said: list[str] = []
+    since = now()
+    run_id = airflow.trigger("make")
+    make, follow = airflow.wait_for_chain(["make", "follow"], since, said.append, 180)
+    assert (make.run_id, make.run_type, make.state) == (run_id, "manual", "success")
+    assert (follow.run_type, follow.state) == ("asset_triggered", "success")
+    assert follow.seconds is not None
+    assert any(line.startswith("make: success after") for line in said)
+    assert (settings.dags_dir / "lake.txt").read_text().strip() == str(settings.lake_dir), "the DAG sees this stack"
+    prefix, version, home = (settings.dags_dir / "spark.txt").read_text().split()
+    assert Path(prefix).name == "app"
+    assert home.startswith(prefix)
+    assert version
+
+
+def test_a_failed_task_is_named_with_its_log(airflow: AirflowClient) -> None:
+    since = now()
+    airflow.trigger("broken")
+    with pytest.raises(AirflowError, match=r"the task refuse of broken failed at attempt 1; see (.*)\.$") as failed:
+        airflow.wait_for_chain(["broken"], since, lambda _: None, 120)
+    log = Path(str(failed.value).split("; see ")[1].rstrip("."))
+    assert "the gate says no" in log.read_text()
+
+
+def test_a_pool_is_made_once(airflow: AirflowClient) -> None:
+    airflow.set_pool(SPARK_POOL, 1, "again")
+
+
+def test_what_airflow_refuses_is_told(airflow: AirflowClient) -> None:
+    with pytest.raises(AirflowError, match="404"):
+        airflow.trigger("nonsense")
+    with pytest.raises(AirflowError, match="Airflow has not read nonsense within 0 s"):
+        airflow.wait_for_dags(["nonsense"], timeout_s=0)
