@@ -5,6 +5,7 @@ the hash of the SQL whose state lies there. Flink writes `_metadata` last and re
 that has one is complete.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,14 @@ def checkpoint_to_restore(directory: Path, plan_hash: str, now_ms: int) -> Check
     if wrote != plan_hash:
         raise CheckpointError(
             f"the checkpoint {newest.path} belongs to another version of the job's SQL (got plan {wrote[:12]}, "
-            f"allowed {plan_hash[:12]}): run reprocess to rebuild the features, or give another --checkpoint-dir."
+            f"allowed {plan_hash[:12]}): run reprocess to rebuild the features, or give another --checkpoint-dir"
         )
     age_ms = now_ms - newest.completed_ms
     if age_ms > TOLERATED_OUTAGE_MS:
         raise CheckpointError(
             f"the checkpoint {newest.path} is {age_ms / MS_PER_HOUR:.1f} hours old (allowed "
             f"{TOLERATED_OUTAGE_MS // MS_PER_HOUR}) and its state has begun to expire: run reprocess to rebuild the "
-            "features, or give another --checkpoint-dir."
+            "features, or give another --checkpoint-dir"
         )
     return newest
 
@@ -66,3 +67,13 @@ def record_plan(directory: Path, plan_hash: str) -> None:
     """Notes whose state the directory holds."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / PLAN_FILE).write_text(f"{plan_hash}\n")
+
+
+def forget_other_runs(directory: Path, restored: Checkpoint | None) -> None:
+    """Deletes the checkpoints of all runs but the one that is restored, so that the disk holds two runs at most.
+
+    A run's first checkpoint is whole, so no checkpoint reads another run's files.
+    """
+    kept = restored.path.parent if restored else None
+    for run in {path.parent for path in directory.glob("*/shared")} - {kept}:
+        shutil.rmtree(run, ignore_errors=True)

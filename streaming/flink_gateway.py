@@ -7,6 +7,7 @@ a JVM that still writes to Kafka. `install_launcher` has PyFlink start it here i
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,9 @@ appender.console.name=console
 appender.console.target=SYSTEM_ERR
 appender.console.layout.type=PatternLayout
 appender.console.layout.pattern=%d{{ISO8601}} %p %c{{1}}: %m%n
+# Two metrics of Flink's own sinks share a name; it says so for every sink and subtask.
+logger.metrics.name=org.apache.flink.metrics.MetricGroup
+logger.metrics.level=error
 """
 
 
@@ -58,13 +62,15 @@ class GatewayProcess:
 
     def launch(self, env: dict[str, str], args: list[str]) -> subprocess.Popen[bytes]:
         """Starts the JVM; PyFlink calls it with the environment to use and the gateway's class."""
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+        # A killed JVM leaves its temporary files; they are ours alone.
+        shutil.rmtree(self.work_dir, ignore_errors=True)
+        (self.work_dir / "tmp").mkdir(parents=True)
         config = self.work_dir / "log4j2.properties"
         config.write_text(_LOGGING.format(level=self.log_level))
         env |= {"LOG4J_PROPERTIES": str(config), "FLINK_LOG_DIR": str(self.work_dir)}
         env.setdefault("MALLOC_ARENA_MAX", ALLOCATOR_ARENAS)
         self.process = subprocess.Popen(
-            _command(env, args),
+            _command(env, args, self.work_dir / "tmp"),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=_dies_with_parent(os.getpid()),
@@ -96,11 +102,11 @@ def install_launcher(gateway: GatewayProcess) -> None:
     java_gateway.launch_gateway_server_process = gateway.launch
 
 
-def _command(env: dict[str, str], args: list[str]) -> list[str]:
+def _command(env: dict[str, str], args: list[str], tmp_dir: Path) -> list[str]:
     server = pyflink_gateway_server
     server.prepare_environment_variables(env)
     program = server.construct_program_args(args)
-    flags = [*JVM_FLAGS, *env.get("JVM_ARGS", "").split(), *server.get_jvm_opts(env)]
+    flags = [f"-Djava.io.tmpdir={tmp_dir}", *JVM_FLAGS, *env.get("JVM_ARGS", "").split(), *server.get_jvm_opts(env)]
     log_flags = server.construct_log_settings(env)
     classpath = ["-cp", server.construct_flink_classpath(env)]
     return [server.find_java_executable(), *flags, *log_flags, *classpath, program.main_class, *program.other_args]

@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from streaming.flink_checkpoints import (
     Checkpoint,
     CheckpointError,
     checkpoint_to_restore,
+    forget_other_runs,
     record_plan,
 )
 from streaming.flink_sql import JobSql, compile_job
@@ -69,12 +71,18 @@ class JobConfig:
     jars: tuple[Path, ...]
     rest_port: int
     parallelism: int
+    checkpoint_interval_ms: int
     log_level: str
 
     @property
     def version_dir(self) -> Path:
         """Checkpoints of this version of the features."""
         return self.checkpoint_dir.resolve() / self.topics.version
+
+    @property
+    def run_dir(self) -> Path:
+        """What a run writes besides checkpoints; of no use to the next."""
+        return self.version_dir / "run"
 
 
 def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
@@ -88,6 +96,7 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
         "rest.bind-address": "127.0.0.1",
         "rest.port": str(config.rest_port),
         "rest.bind-port": str(config.rest_port),
+        "io.tmp.dirs": str(config.run_dir / "tmp"),
         "taskmanager.memory.managed.size": f"{MANAGED_MEMORY_MB}m",
         "taskmanager.memory.network.min": f"{NETWORK_MEMORY_MB}m",
         "taskmanager.memory.network.max": f"{NETWORK_MEMORY_MB}m",
@@ -100,8 +109,9 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
         "execution.buffer-timeout.interval": f"{BUFFER_TIMEOUT_MS} ms",
         "state.backend.type": "rocksdb",
         "execution.checkpointing.dir": config.version_dir.as_uri(),
-        "execution.checkpointing.interval": f"{CHECKPOINT_INTERVAL_MS} ms",
-        "execution.checkpointing.min-pause": "2 s",
+        "execution.checkpointing.interval": f"{config.checkpoint_interval_ms} ms",
+        # Under a backlog a checkpoint takes long; this leaves time to work between two.
+        "execution.checkpointing.min-pause": f"{config.checkpoint_interval_ms // 5} ms",
         "execution.checkpointing.timeout": "10 min",
         "execution.checkpointing.incremental": "true",
         "execution.checkpointing.num-retained": "2",
@@ -115,8 +125,8 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
     }
     if restored is not None:
         values["execution.state-recovery.path"] = restored.path.as_uri()
-        # Flink deletes what it restored from once newer checkpoints stand, so the disk stays bounded.
-        values["execution.state-recovery.claim-mode"] = "CLAIM"
+        # The run's first checkpoint is whole, so it needs no file of an earlier run; see `forget_other_runs`.
+        values["execution.state-recovery.claim-mode"] = "NO_CLAIM"
     return values
 
 
@@ -124,11 +134,12 @@ def run(config: JobConfig, restored: Checkpoint | None, stopped: threading.Event
     """Runs the job until `stopped` is set. Raises `JobError` when it cannot start or fails for good."""
     from streaming.flink_gateway import GatewayProcess, install_launcher
 
-    gateway = GatewayProcess(work_dir=config.version_dir / "run", log_level=config.log_level)
+    gateway = GatewayProcess(work_dir=config.run_dir, log_level=config.log_level)
     install_launcher(gateway)
     try:
         sql = compile_job(config.topics, config.bootstrap_servers)
         record_plan(config.version_dir, sql.plan_hash)
+        forget_other_runs(config.version_dir, restored)
         client = _started(lambda: _submit(sql, settings(config, restored)), stopped)
         if client is not None:
             _watch(client, gateway.is_alive, stopped)
@@ -140,7 +151,7 @@ def explain(config: JobConfig) -> str:
     """The optimised plan of the job, as Flink prints it."""
     from streaming.flink_gateway import GatewayProcess, install_launcher
 
-    gateway = GatewayProcess(work_dir=config.version_dir / "run", log_level=config.log_level)
+    gateway = GatewayProcess(work_dir=config.run_dir, log_level=config.log_level)
     install_launcher(gateway)
     try:
         sql = compile_job(config.topics, config.bootstrap_servers)
@@ -152,11 +163,11 @@ def explain(config: JobConfig) -> str:
 def _started(submit: Callable[[], Any], stopped: threading.Event) -> Any:
     """Submits the job; None where a stop came first. What Flink says of a failure becomes one sentence."""
     from py4j.protocol import Py4JError
-    from pyflink.util.exceptions import CapturedJavaException
+    from pyflink.util.exceptions import JavaException
 
     try:
         return submit()
-    except (Py4JError, CapturedJavaException, RuntimeError, OSError) as error:
+    except (Py4JError, JavaException, RuntimeError, OSError) as error:
         if stopped.is_set():
             return None
         raise JobError(f"the job did not start: {last_cause(str(error))}") from error
@@ -236,6 +247,12 @@ def _parser() -> _Parser:
     parser.add_argument("--parallelism", type=_positive, default=2, help="subtasks an operator")
     parser.add_argument("--events-topic", default=names.events, help="topic of raw events")
     parser.add_argument("--topics-version", default=names.version, help="suffix of the derived topics")
+    parser.add_argument(
+        "--checkpoint-interval-ms",
+        type=_positive,
+        default=CHECKPOINT_INTERVAL_MS,
+        help="how much is done again after a crash",
+    )
     parser.add_argument("--log-level", choices=("debug", "info", "warn", "error"), default="warn", help="of the JVM")
     parser.add_argument("--now-ms", type=_positive, help="the instant a checkpoint's age is judged at (default: now)")
     parser.add_argument("--show", choices=("sql", "plan"), help="write the job's SQL or Flink's plan and exit")
@@ -270,6 +287,7 @@ def config_of(flags: argparse.Namespace) -> JobConfig:
         jars=jars,
         rest_port=flags.rest_port,
         parallelism=flags.parallelism,
+        checkpoint_interval_ms=flags.checkpoint_interval_ms,
         log_level=flags.log_level,
     )
 
@@ -281,7 +299,7 @@ def _addresses(bootstrap_servers: str) -> list[tuple[str, int]]:
     return [(host, int(port)) for host, _, port in pairs]
 
 
-def check_surroundings(config: JobConfig, stopped: threading.Event) -> None:
+def check_surroundings(config: JobConfig) -> None:
     """Raises `JobError` where the REST port is taken or no broker answers in time."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -291,11 +309,9 @@ def check_surroundings(config: JobConfig, stopped: threading.Event) -> None:
             raise JobError(f"--rest-port {config.rest_port} is taken: end what uses it or give another") from error
     deadline = time.monotonic() + BROKER_WAIT_S
     while not any(_connects(address) for address in _addresses(config.bootstrap_servers)):
-        if stopped.is_set():
-            return
         if time.monotonic() > deadline:
             raise JobError(f"no broker answers on {config.bootstrap_servers}: start Kafka (`make up`) first")
-        stopped.wait(0.5)
+        time.sleep(POLL_S)
 
 
 def _connects(address: tuple[str, int]) -> bool:
@@ -306,19 +322,37 @@ def _connects(address: tuple[str, int]) -> bool:
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
-    flags = _parser().parse_args(arguments)
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, while inside."""
     stopped = threading.Event()
 
     def stop(number: int, _: FrameType | None) -> None:
         log.info("stopping on signal %d", number)
         stopped.set()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _quieten() -> None:
+    """Libraries that say much and mean little: Beam at import, py4j of every object once its JVM has ended."""
+    for name in ("apache_beam", "pyflink"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    py4j = logging.getLogger("py4j")
+    py4j.addHandler(logging.NullHandler())
+    py4j.propagate = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _quieten()
+    flags = _parser().parse_args(arguments)
     try:
         config = config_of(flags)
         sql = compile_job(config.topics, config.bootstrap_servers)
@@ -327,13 +361,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         now_ms = flags.now_ms or time.time_ns() // 1_000_000
         restored = checkpoint_to_restore(config.version_dir, sql.plan_hash, now_ms)
-        check_surroundings(config, stopped)
+        check_surroundings(config)
     except (JobError, CheckpointError) as error:
         sys.stderr.write(f"streaming.job: {error}.\n")
         return EXIT_USAGE
     log.info("starting from %s", restored.path if restored else "the beginning of the events topic")
     try:
-        run(config, restored, stopped)
+        with _stop_signals() as stopped:
+            run(config, restored, stopped)
     except JobError as error:
         sys.stderr.write(f"streaming.job: {error}.\n")
         return EXIT_FAILED
