@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.events import FIELDS, ContractError, Event, parse_event
+from features.events import FIELDS, ContractError, parse_event
 from streaming.producer import Producer, Progress, counted
 from streaming.records import Record, RecordKind, to_json
 
@@ -22,6 +22,7 @@ _JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
 _PARQUET = frozenset({".parquet"})
 _PARQUET_BATCH_ROWS = 10_000
 _ARRIVAL = "arrival_ms"
+_END_OF_TIME_MS = 10**17
 
 
 class ReplayError(ValueError):
@@ -39,6 +40,7 @@ class ReplayReport:
     shift_ms: int
     """What was added to every time."""
     seconds: float
+    """How long the sending took, after the file was checked."""
 
     @property
     def records(self) -> int:
@@ -56,9 +58,13 @@ class _Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Check:
-    invalid: int
+class FileCheck:
+    """What reading a whole file has shown."""
+
+    invalid_rows: frozenset[int]
+    """Numbers of the rows that break the contract."""
     last_ms: int
+    """Event time of the newest event."""
 
 
 def replay_file(
@@ -88,58 +94,50 @@ def replay_file(
     shift_ms = 0 if shift_to_ms is None else shift_to_ms - checked.last_ms
     start_s = clock()
     with Producer(bootstrap_servers, topic, linger_ms=20 if rate_per_s is None else 5) as producer:
-        records = _records(path, shift_ms, checked.last_ms)
+        records = _records(path, checked, shift_ms)
         producer.send(counted(_paced(records, rate_per_s, clock, sleep), on_progress))
     sent = producer.delivered
     _LOG.info("%d records of %s delivered to %s", sent, path, topic)
-    return ReplayReport(
-        events=sent - checked.invalid, invalid=checked.invalid, shift_ms=shift_ms, seconds=clock() - start_s
-    )
+    invalid = len(checked.invalid_rows)
+    return ReplayReport(events=sent - invalid, invalid=invalid, shift_ms=shift_ms, seconds=clock() - start_s)
 
 
-def check_file(path: Path, *, keep_invalid: bool = False) -> _Check:
-    """Reads the whole file. Raises `ReplayError` at the first row that breaks the contract, or if none is valid."""
-    invalid, last_ms = 0, None
+def check_file(path: Path, *, keep_invalid: bool = False) -> FileCheck:
+    """Reads the whole file under the contract.
+
+    Raises `ReplayError` at the first row that breaks it, unless such rows are kept, and when no row is valid.
+    """
+    invalid_rows, last_ms = set(), None
     for row in _rows(path):
-        event = _parse(row, refuse_as=None if keep_invalid else path)
-        if event is None:
-            invalid += 1
+        try:
+            # Without an arrival of its own an event arrives when it happens, so it cannot come from the future.
+            event = parse_event(row.value, _END_OF_TIME_MS if row.arrival_ms is None else row.arrival_ms)
+        except ContractError as error:
+            if not keep_invalid:
+                raise ReplayError(
+                    f"{path}, row {row.number}: {error} Nothing was sent; --keep-invalid sends it as it is."
+                ) from error
+            invalid_rows.add(row.number)
         else:
             last_ms = max(event.event_time_ms, last_ms or 0)
     if last_ms is None:
         raise ReplayError(f"{path}: got no valid event; allowed: at least 1. Give a file with events.")
-    return _Check(invalid=invalid, last_ms=last_ms)
+    return FileCheck(invalid_rows=frozenset(invalid_rows), last_ms=last_ms)
 
 
-def _parse(row: _Row, refuse_as: Path | None = None) -> Event | None:
-    """The row's event; None if it has none and no path to refuse it by is given."""
-    try:
-        # Without an arrival of its own an event arrives when it happens, so it cannot come from the future.
-        return parse_event(row.value, 10**17 if row.arrival_ms is None else row.arrival_ms)
-    except ContractError as error:
-        if refuse_as is None:
-            return None
-        raise ReplayError(
-            f"{refuse_as}, row {row.number}: {error} Nothing was sent; --keep-invalid sends it as it is."
-        ) from error
-
-
-def _records(path: Path, shift_ms: int, last_ms: int) -> Iterator[Record]:
-    """The file's records in order. One that has no event of its own arrives with the one before it."""
-    arrival_ms = last_ms + shift_ms
+def _records(path: Path, checked: FileCheck, shift_ms: int) -> Iterator[Record]:
+    """A checked file's records in order. One that has no event of its own arrives with the one before it."""
+    arrival_ms = checked.last_ms + shift_ms
     for row in _rows(path):
-        event = _parse(row)
-        if event is None:
+        if row.number in checked.invalid_rows:
             yield Record(value=row.value, key=b"", arrival_ms=arrival_ms, kind=RecordKind.BROKEN)
             continue
-        arrival_ms = shift_ms + (event.event_time_ms if row.arrival_ms is None else row.arrival_ms)
-        value = _shifted(row.value, shift_ms) if shift_ms else row.value
-        yield Record(value=value, key=event.user_id.encode(), arrival_ms=arrival_ms, event_id=event.event_id)
-
-
-def _shifted(value: bytes, shift_ms: int) -> bytes:
-    record = json.loads(value)
-    return to_json({**record, "event_time_ms": int(record["event_time_ms"]) + shift_ms})
+        fields, value = json.loads(row.value), row.value
+        time_ms = int(fields["event_time_ms"])
+        arrival_ms = shift_ms + (time_ms if row.arrival_ms is None else row.arrival_ms)
+        if shift_ms:
+            value = to_json({**fields, "event_time_ms": time_ms + shift_ms})
+        yield Record(value=value, key=str(fields["user_id"]).encode(), arrival_ms=arrival_ms)
 
 
 def _paced(
