@@ -5,7 +5,6 @@ service use the backend below it (`features.backends`) directly.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel
 
 from features.backends import Backend, Document, open_backend
+from features.clock import wall_clock_ms
 from features.daily import ACTIVITY_VIEWS
 from features.names import MS_PER_SECOND
 from features.specs import KEY_FIELDS, WindowedFeature, features_of
@@ -31,11 +31,6 @@ Row = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
 ReadRow = tuple[datetime | None, dict[str, ValueProto] | None]
 
 _ENTITIES = {view: entity for entity, view in ACTIVITY_VIEWS.items()}
-
-
-def wall_clock_ms() -> int:
-    """The instant of a read that nobody has said otherwise: Feast's callers pass keys only."""
-    return time.time_ns() // 1_000_000
 
 
 _clock_ms: Callable[[], int] = wall_clock_ms

@@ -22,6 +22,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from prometheus_client import start_http_server
 
 from features.backends import Backend, BackendError, StoreUnavailableError, open_backend
+from features.clock import wall_clock_ms
 from features.keyed_sets import InteractionError, parse_interaction
 from features.names import MS_PER_SECOND
 from features.repo import FeatureRepoError, store_location
@@ -72,7 +73,7 @@ class Writer:
     def run(self) -> None:
         """Writes until told to stop. Raises `WriterError` at a record that is no row, or offsets that are gone."""
         consumer = Consumer(_consumer_settings(self._config))
-        consumer.subscribe(self._config.subscribed, on_assign=self._resume)
+        consumer.subscribe(self._config.subscribed, on_assign=self._resume, on_revoke=self._release)
         sweeper = threading.Thread(target=self._sweep, name="expiry", daemon=True)
         sweeper.start()
         try:
@@ -102,7 +103,9 @@ class Writer:
         if error is None:
             return True
         self._metrics.kafka_errors.inc()
-        if error.fatal() or error.code() == KafkaError._AUTO_OFFSET_RESET:
+        if error.fatal():
+            raise WriterError(f"Kafka refuses this writer: {error.str()}. Is a second one running with its port?")
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise WriterError(
                 f"cannot read on: {error.str()}. The store's offsets are not those of this topic: if the topic was "
                 "deleted and made again, or its records are gone, rebuild the store (run reprocess)."
@@ -194,6 +197,15 @@ class Writer:
                 self._written[place.topic, place.partition] = offset
             logger.info("reading %s partition %d from offset %s", place.topic, place.partition, offset or "the first")
         consumer.assign(assigned)
+        self._metrics.partitions.set(len(assigned))
+
+    def _release(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        """Lets partitions go: their rows are stored, since a batch is written before the next is asked for."""
+        for place in revoked:
+            self._written.pop((place.topic, place.partition), None)
+            self._metrics.lag_rows.remove(place.topic, str(place.partition))
+        consumer.unassign()
+        self._metrics.partitions.set(0)
 
     def _stored_offsets(self, topic: str) -> dict[int, int]:
         return self._patiently(lambda: self._store.offsets(topic))
@@ -234,7 +246,7 @@ class Writer:
 
 
 def _consumer_settings(config: WriterConfig) -> dict[str, str | int | bool]:
-    return {
+    settings: dict[str, str | int | bool] = {
         "bootstrap.servers": config.bootstrap_servers,
         "group.id": config.group,
         "enable.auto.commit": False,
@@ -245,6 +257,9 @@ def _consumer_settings(config: WriterConfig) -> dict[str, str | int | bool]:
         "topic.metadata.refresh.interval.ms": 2_000,
         "queued.max.messages.kbytes": 32_768,
     }
+    if config.instance is not None:
+        settings["group.instance.id"] = config.instance
+    return settings
 
 
 def _partition(message: Message) -> int:
@@ -275,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     logger.info("metrics on http://127.0.0.1:%d/metrics, store %s", server.server_port, location)
     fixed_ms = config.fixed_now_ms
-    now_ms = (lambda: time.time_ns() // 1_000_000) if fixed_ms is None else (lambda: fixed_ms)
+    now_ms = wall_clock_ms if fixed_ms is None else (lambda: fixed_ms)
     try:
         Writer(config, lambda: open_backend(location), now_ms, metrics, stop).run()
     except Stopped:

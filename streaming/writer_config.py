@@ -1,6 +1,7 @@
 """What the online writer is told, and the topics it reads."""
 
 import argparse
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,14 @@ class WriterConfig:
                 f"online writer: got max_batch={self.max_batch}, linger_ms={self.linger_ms}, "
                 f"expire_every_s={self.expire_every_s}; allowed: at least 1, at least 0, above 0."
             )
+
+    @property
+    def instance(self) -> str | None:
+        """The process's lasting name in its group, so that one that was killed takes its partitions up at once.
+
+        None without a port of its own: Kafka then waits for the session to end before it hands them on.
+        """
+        return f"{socket.gethostname()}-{self.metrics_port}" if self.metrics_port else None
 
     @property
     def families(self) -> dict[str, str]:

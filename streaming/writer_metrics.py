@@ -28,6 +28,7 @@ class WriterMetrics:
         self.store_up = Gauge(
             "millrace_writer_store_up", "1 if the last attempt found the store", registry=self.registry
         )
+        self.partitions = Gauge("millrace_writer_partitions", "Partitions read by this process", registry=self.registry)
         self.batch_seconds = Histogram(
             "millrace_writer_batch_seconds",
             "From the first record of a batch to its rows in the store",

