@@ -127,8 +127,6 @@ def _feature_repo(context: Context) -> None:
         "--store": settings.online_store_url,
         "--offline-root": str(settings.lake_dir / LakeTables.offline_features),
     }
-    if "://" not in settings.online_store_url:
-        Path(settings.online_store_url).parent.mkdir(parents=True, exist_ok=True)
     context.run("feature-repo", _module("serve", "features.repo", flags))
 
 

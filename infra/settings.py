@@ -127,12 +127,12 @@ class Settings(BaseSettings):
     @property
     def online_store_url(self) -> str:
         """`online_store`, or its default."""
-        return self.online_store or str(self.var_dir / "online" / "store.db")
+        return self.online_store or str(self.var_dir / "online-store.db")
 
     @property
     def mlflow_uri(self) -> str:
         """`tracking_uri`, or its default."""
-        return self.tracking_uri or f"sqlite:///{self.var_dir / 'mlflow' / 'mlflow.db'}"
+        return self.tracking_uri or f"sqlite:///{self.var_dir / 'mlflow.db'}"
 
     @property
     def logs_dir(self) -> Path:

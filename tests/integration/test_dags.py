@@ -111,12 +111,22 @@ def test_a_gate_stands_between_a_table_and_those_who_wait_for_it(read: dict[str,
         assert emitting == ["gate"], f"{dag_id} emits {asset} from {emitting}"
 
 
-def test_what_the_dags_run_exists(read: dict[str, Any]) -> None:
+def _command(task: dict[str, Any]) -> tuple[Path, list[str]]:
+    """The file that a task runs, and the names of the flags that it gives."""
+    if task["operator"] == "SparkSubmitOperator":
+        path, arguments = Path(task["application"]), task["application_args"]
+    else:
+        module, *arguments = task["bash_command"].split(" -m ")[1].split()
+        path = ROOT / f"{module.replace('.', '/')}.py"
+    return path, [text.split("=")[0] for text in arguments if text.startswith("--")]
+
+
+def test_what_the_dags_run_exists_and_knows_its_flags(read: dict[str, Any]) -> None:
     for dag_id, dag in read["dags"].items():
-        for task in dag["tasks"].values():
-            if task["operator"] == "SparkSubmitOperator":
-                path = Path(task["application"])
-            else:
-                module = task["bash_command"].split(" -m ")[1].split()[0]
-                path = ROOT / f"{module.replace('.', '/')}.py"
+        for task_id, task in dag["tasks"].items():
+            path, flags = _command(task)
             assert path.is_file(), f"{dag_id} runs {path}, which is not there"
+            shared = (ROOT / "batch" / "command.py").read_text() if path.parent.name == "batch" else ""
+            known = path.read_text() + shared
+            unknown = [flag for flag in flags if f'"{flag}"' not in known]
+            assert not unknown, f"{dag_id}.{task_id} gives {unknown}, which {path} does not take"
