@@ -6,7 +6,7 @@ and the graph broadcasts. Shapes: F windowed features, S statics, L history slot
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,10 @@ class RankerInputs:
     def take(self, rows: Int64s) -> "RankerInputs":
         """The given rows of a set whose user side has a row an example."""
         return RankerInputs(**{name: array[rows] for name, array in self.feed().items()})
+
+    def as_served(self) -> "RankerInputs":
+        """The same inputs, asked for at the serving position."""
+        return replace(self, position_C=np.full_like(self.position_C, SERVING_POSITION))
 
 
 @dataclass(frozen=True, kw_only=True)

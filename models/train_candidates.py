@@ -17,11 +17,10 @@ from models.lake import EventLog, read_events, read_items
 from models.sources.merge import DEFAULT_QUOTAS
 from models.splits import time_split
 from models.train_sources import SourcesConfig, feedback, train_als, train_sources
-from models.workspace import atomic_json, new_run, save_arrays
+from models.workspace import CANDIDATES, REPORT, atomic_json, new_run, save_arrays
 
 log = logging.getLogger(__name__)
 
-KIND = "candidates"
 TUNING_GRID: tuple[dict[str, float], ...] = (
     {"regularization": 0.05, "alpha": 2.0},
     {"regularization": 1.0, "alpha": 2.0},
@@ -44,7 +43,7 @@ def tune(events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: i
         candidate = config.model_copy(update=choice)
         metrics = evaluate_sources({"als": train_als(matrix, candidate, seed)}, asked)["als"]
         log.info("tuning als %s: recall@100 %.4f", choice, metrics["recall@100"])
-        tried.append((metrics["recall@100"], candidate))
+        tried.append(((metrics["recall@100"], metrics["mrr"]), candidate))
     return max(tried, key=lambda pair: pair[0])[1]
 
 
@@ -54,7 +53,7 @@ def evaluate_on_test(events: EventLog, item_table: ItemTable, config: SourcesCon
     instant_ms = split.test_start_ms
     is_test_N = split.test(events.time_ms_N)
     before, after = events.where(~is_test_N), events.where(is_test_N)
-    sources = train_sources(before, item_table, config, seed, instant_ms)
+    sources = train_sources(before, item_table, config, seed)
     asked = questions(before, after, item_table, instant_ms, seed)
     return {
         "sources": evaluate_sources(sources, asked),
@@ -64,8 +63,8 @@ def evaluate_on_test(events: EventLog, item_table: ItemTable, config: SourcesCon
     }
 
 
-def train(lake: Path, workspace: Path, seed: int, now_ms: int, run_id: str) -> dict[str, Any]:
-    """Runs the whole training and leaves a run of `KIND` in the workspace; returns its report."""
+def train(lake: Path, workspace: Path, seed: int, run_id: str) -> dict[str, Any]:
+    """Runs the whole training and leaves a run of candidates in the workspace; returns its report."""
     started = time.monotonic()
     items, items_version = read_items(lake)
     item_table = train_item_table(items)
@@ -73,7 +72,7 @@ def train(lake: Path, workspace: Path, seed: int, now_ms: int, run_id: str) -> d
     log.info("%d events of %d users, %d items", len(events), len(events.user_ids), len(item_table))
     config = tune(events, item_table, SourcesConfig(), seed)
     report = evaluate_on_test(events, item_table, config, seed)
-    sources = train_sources(events, item_table, config, seed, now_ms)
+    sources = train_sources(events, item_table, config, seed)
     report |= {
         "run_id": run_id,
         "seed": seed,
@@ -83,11 +82,11 @@ def train(lake: Path, workspace: Path, seed: int, now_ms: int, run_id: str) -> d
         "delta_versions": {LakeTables().items: items_version, LakeTables().silver_events: events_version},
         "seconds": time.monotonic() - started,
     }
-    with new_run(workspace, KIND, run_id) as draft:
+    with new_run(workspace, CANDIDATES, run_id) as draft:
         save_arrays(draft / "items.npz", item_table.to_arrays())
         for name, source in sources.items():
             save_arrays(draft / "sources" / f"{name}.npz", source.to_arrays())
-        atomic_json(draft / "report.json", report)
+        atomic_json(draft / REPORT, report)
     log.info("run %s: merged recall %.3f in %.1f s", run_id, report["sources"]["merged"]["recall"], report["seconds"])
     return report
 
@@ -98,12 +97,12 @@ def main() -> None:
     parser.add_argument("--lake", type=Path, required=True, help="root of the Delta tables")
     parser.add_argument("--workspace", type=Path, required=True, help="where the run is left")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--now-ms", type=int, help="the instant of training (default: the wall clock)")
+    parser.add_argument("--now-ms", type=int, help="names the run (default: the wall clock)")
     parser.add_argument("--run-id", help="name of the run (default: from the instant)")
     parser.add_argument("--report", type=Path, help="also write the report there")
     flags = parser.parse_args()
     now_ms = flags.now_ms if flags.now_ms is not None else time.time_ns() // 1_000_000
-    report = train(flags.lake, flags.workspace, flags.seed, now_ms, flags.run_id or f"{KIND}-{now_ms}")
+    report = train(flags.lake, flags.workspace, flags.seed, flags.run_id or f"{CANDIDATES}-{now_ms}")
     if flags.report:
         atomic_json(flags.report, report)
 

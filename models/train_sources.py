@@ -64,15 +64,13 @@ def feedback(log: EventLog, items: int) -> Feedback:
     )
 
 
-def train_sources(
-    log: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int, now_ms: int
-) -> dict[str, Source]:
-    """Every source, trained on the log. Events of the future (`event_time_ms` above `now_ms`) weigh as much as now."""
+def train_sources(log: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int) -> dict[str, Source]:
+    """Every source, trained on the log, which must not be empty."""
     matrix = feedback(log, len(item_table))
     return {
         "als": train_als(matrix, config, seed),
         "item2item": train_item2item(matrix, config),
-        "popular": train_popular(log, len(item_table), config, now_ms),
+        "popular": train_popular(log, len(item_table), config),
         "trending": TrendingSource(),
         "content": train_content(matrix, item_table),
         "follow": FollowSource(),
@@ -87,15 +85,15 @@ def train_als(matrix: Feedback, config: SourcesConfig, seed: int) -> AlsSource:
 
 def fit_implicit(matrix: Feedback, config: SourcesConfig, seed: int) -> tuple[AlsSource, AlternatingLeastSquares]:
     """The source and the `implicit` model that it comes from. Seeded; rows are solved independently of threads."""
-    model = AlternatingLeastSquares(
-        factors=config.embedding_dim,
-        regularization=config.regularization,
-        alpha=config.alpha,
-        iterations=config.epochs,
-        num_threads=config.threads,
-        random_state=seed,
-    )
     with threadpool_limits(limits=1, user_api="blas"):  # implicit has its own threads and slows down under BLAS'
+        model = AlternatingLeastSquares(
+            factors=config.embedding_dim,
+            regularization=config.regularization,
+            alpha=config.alpha,
+            iterations=config.epochs,
+            num_threads=config.threads,
+            random_state=seed,
+        )
         model.fit(matrix.weight_UI.astype(np.float32), show_progress=False)
     factors_ID = np.nan_to_num(np.asarray(model.item_factors, np.float32))
     source = AlsSource(item_factors_ID=factors_ID, regularization=config.regularization, alpha=config.alpha)
@@ -129,10 +127,10 @@ def train_item2item(matrix: Feedback, config: SourcesConfig) -> Item2ItemSource:
     return Item2ItemSource(neighbour_IN=neighbour_IN, similarity_IN=similarity_IN)
 
 
-def train_popular(log: EventLog, items: int, config: SourcesConfig, now_ms: int) -> PopularSource:
-    """Sum of event weights, each halved every half-life; an item that is mostly hidden scores 0."""
+def train_popular(log: EventLog, items: int, config: SourcesConfig) -> PopularSource:
+    """Sum of event weights, each halved every half-life before the newest event; a mostly hidden item scores 0."""
     weight_N = np.array([EVENT_WEIGHTS[event_type] for event_type in EVENT_TYPES])[log.type_N]
-    decay_N = np.exp2(-np.maximum(now_ms - log.time_ms_N, 0) / config.popularity_half_life_ms)
+    decay_N = np.exp2(-(log.time_ms_N.max() - log.time_ms_N) / config.popularity_half_life_ms)
     known_N = log.item_N != UNKNOWN
     score_I = np.bincount(log.item_N[known_N], weights=(weight_N * decay_N)[known_N], minlength=items)
     return PopularSource(score_I=np.maximum(score_I, 0).astype(np.float32))

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,13 @@ import numpy.typing as npt
 
 from models.refusal import RefusalError
 
+CANDIDATES = "candidates"
+"""Runs of `models.train_candidates`: the item table, the sources' arrays and the report."""
+RANKER = "ranker"
+"""Runs of `models.train_ranker`: the graph, its layout and calibration, the test examples and the report."""
+REPORT = "report.json"
+TEST_EXAMPLES = "test_examples.parquet"
+"""The newest examples as rows of the lake, so that promotion can put any bundle to the same questions."""
 LATEST = "latest.json"
 RUNS_KEPT = 5
 
@@ -47,13 +55,21 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def atomic_json(path: Path, value: Any) -> None:
-    """Replaces the file in one step, on disk before it is seen."""
+    """Replaces the file in one step, on disk before it is seen. Non-finite numbers become null."""
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    draft.write_text(json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
     _fsync(draft)
     draft.replace(path)
     _fsync(path.parent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

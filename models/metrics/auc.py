@@ -1,15 +1,19 @@
 """Area under the ROC curve, over all examples and within groups."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 
-def auc(label_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.float64]) -> float:
+def auc(label_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.floating[Any]]) -> float:
     """Chance that a positive outscores a negative, ties counting half. NaN when a class is absent."""
     return gauc(label_N, score_N, np.zeros(len(label_N), np.int64))
 
 
-def gauc(label_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.float64], group_N: npt.NDArray[np.int64]) -> float:
+def gauc(
+    label_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.floating[Any]], group_N: npt.NDArray[np.int64]
+) -> float:
     """AUC within each group (user), weighted by the group's size (Zhu et al., KDD 2017).
 
     Groups that lack a class say nothing and are left out; NaN when no group has both.
@@ -30,7 +34,7 @@ def gauc(label_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.float64], group
     return float(np.average(above_G[told_G] / pairs_G[told_G], weights=size_G[told_G]))
 
 
-def _ranks_within(group_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _ranks_within(group_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Rank from 1 within the group, ties sharing their mean."""
     order = np.lexsort((score_N, group_N))
     group_S, score_S = group_N[order], score_N[order]

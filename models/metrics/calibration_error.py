@@ -1,11 +1,13 @@
 """How far predicted probabilities are from what happens."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 
 def expected_calibration_error(
-    label_N: npt.NDArray[np.float64], probability_N: npt.NDArray[np.float64], bins: int = 15
+    label_N: npt.NDArray[np.floating[Any]], probability_N: npt.NDArray[np.floating[Any]], bins: int = 15
 ) -> float:
     """Mean distance of predicted from observed rate over bins of equal count (Nguyen and O'Connor, 2015).
 

@@ -1,12 +1,14 @@
 """Cross-entropy of predicted probabilities."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 EPSILON = 1e-7
 
 
-def log_loss(label_N: npt.NDArray[np.float64], probability_N: npt.NDArray[np.float64]) -> float:
+def log_loss(label_N: npt.NDArray[np.floating[Any]], probability_N: npt.NDArray[np.floating[Any]]) -> float:
     """Mean cross-entropy in nats; labels may be fractions. Probabilities are clipped by 1e-7. NaN for no examples."""
     if not len(label_N):
         return float("nan")

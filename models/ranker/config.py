@@ -33,7 +33,7 @@ class RankerConfig(BaseModel):
     batch_size: int = Field(default=1_024, ge=1)
     epochs: int = Field(default=6, ge=1)
     """At most; see `patience`."""
-    patience: int = Field(default=1, ge=1)
+    patience: int = Field(default=2, ge=1)
     """Epochs without a better validation loss after which training ends."""
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)

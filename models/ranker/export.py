@@ -39,7 +39,7 @@ def export(network: RankerNetwork, path: Path, samples: Sequence[RankerInputs]) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracing exporter announces its successor, which cannot leave U free
         torch.onnx.export(
-            _ByPosition(network),
+            _ByPosition(network).eval(),  # else the exporter puts the network back into training mode
             arrays,
             path,
             input_names=list(INPUT_NAMES),

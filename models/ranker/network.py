@@ -133,7 +133,9 @@ class RankerNetwork(nn.Module):
         recency_UL = torch.log1p(weight_UL) * (1 + age_UL / MS_PER_HOUR) ** -torch.relu(self.age_slope)
         mass_CL = torch.exp(torch.clamp(affinity_CL, -10.0, 10.0)) * recency_UL
         attended_CA = (mass_CL[:, :, None] * history_ULA).sum(dim=1) / (mass_CL.sum(dim=1, keepdim=True) + 0.1)
-        decay_ULK = torch.stack([torch.exp(age_UL * (-math.log(2) / half_life)) for half_life in MATCH_HALF_LIVES_MS], dim=2)
+        decay_ULK = torch.stack(
+            [torch.exp(age_UL * (-math.log(2) / half_life)) for half_life in MATCH_HALF_LIVES_MS], dim=2
+        )
         decayed_ULK = weight_UL[:, :, None] * decay_ULK
         matches = [attended_CA, attended_CA * content_CA]
         for name in MATCHED:

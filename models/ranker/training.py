@@ -14,6 +14,7 @@ from torch import Tensor
 from models.examples import Examples
 from models.ranker.config import RankerConfig
 from models.ranker.network import RankerNetwork
+from models.ranker.optimiser import AdamW
 from models.ranker_inputs import HEADS, OOV, RankerLayout
 from models.refusal import RefusalError
 
@@ -71,7 +72,7 @@ def train_ranker(
     torch.manual_seed(seed)
     network = RankerNetwork(layout, config)
     _fit_constants(network, data)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = AdamW(network.parameters(), config.learning_rate, config.weight_decay)
     state = _State(network=network, optimiser=optimiser)
     fingerprint = f"{config.model_dump_json()}|{seed}|{len(data.train_rows)}|{len(data.validation_rows)}"
     if checkpoint is not None:
@@ -117,9 +118,7 @@ def loss_of(network: RankerNetwork, data: Data, config: RankerConfig) -> float:
     return float(masked_loss(logit_NT, data.label_NT[data.validation_rows], _head_weights(config)))
 
 
-def _one_epoch(
-    network: RankerNetwork, optimiser: torch.optim.Optimizer, data: Data, order: Int64s, config: RankerConfig
-) -> float:
+def _one_epoch(network: RankerNetwork, optimiser: AdamW, data: Data, order: Int64s, config: RankerConfig) -> float:
     network.train()
     weight_T, total = _head_weights(config), 0.0
     batches = np.split(order, range(config.batch_size, len(order), config.batch_size))
@@ -131,7 +130,7 @@ def _one_epoch(
                 f"loss {loss.item()} at step {step}: stopped before the update; "
                 "look for extreme feature values, or lower learning_rate."
             )
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
@@ -166,7 +165,7 @@ def _fit_constants(network: RankerNetwork, data: Data) -> None:
 class _State:
     """What an epoch leaves: weights, the best ones so far, the losses; on disk when asked."""
 
-    def __init__(self, network: RankerNetwork, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(self, network: RankerNetwork, optimiser: AdamW) -> None:
         self.network, self.optimiser = network, optimiser
         self.epochs: list[dict[str, float]] = []
         self.best_epoch = 0

@@ -1,0 +1,72 @@
+"""What the ranker must beat: popularity, and gradient-boosted trees on the same inputs. Shapes: N examples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+
+from models.ranker_inputs import CANDIDATE_FEATURES, RankerInputs
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
+
+POPULARITY_FEATURE = "item_clicks_7d"
+MIN_POSITIVES = 20
+MAX_ROUNDS = 80
+_CATEGORICAL = ("device_U", "category_C", "creator_C", "language_C")
+
+
+def popularity(inputs: RankerInputs) -> npt.NDArray[np.float64]:
+    """The item's clicks of the last week, as of the impression."""
+    return inputs.candidate_CF[:, CANDIDATE_FEATURES.index(POPULARITY_FEATURE)].astype(np.float64)
+
+
+def tree_matrix(inputs: RankerInputs) -> npt.NDArray[np.float32]:
+    """The same inputs as columns for trees: windows, statics, codes, and the history's weight on each match."""
+    matches = [
+        ((getattr(inputs, f"history_{name}_UL") == code_N[:, None]) * inputs.history_weight_UL).sum(axis=1)
+        for name, code_N in (("category", inputs.category_C), ("creator", inputs.creator_C), ("item", inputs.item_C))
+    ]
+    codes = [getattr(inputs, name) for name in _CATEGORICAL]
+    columns = [*codes, inputs.hour_U, inputs.position_C, *matches]
+    parts = [np.stack(columns, axis=1).astype(np.float32), inputs.user_UF, inputs.candidate_CF, inputs.static_CS]
+    return np.concatenate(parts, axis=1)
+
+
+def train_trees(
+    matrix_NF: npt.NDArray[np.float32],
+    label_N: Floats,
+    rows: Sequence[Int64s],
+    seed: int,
+    threads: int,
+) -> lgb.Booster | None:
+    """One head's trees: `rows` are train and validation, the latter for early stopping. None with too few positives."""
+    train, validation = (part[~np.isnan(label_N[part])] for part in rows)
+    if min(label_N[train].sum(), (1 - label_N[train]).sum(), label_N[validation].sum()) < MIN_POSITIVES:
+        return None
+    settings = {
+        "objective": "cross_entropy",
+        "num_leaves": 31,
+        "learning_rate": 0.1,
+        "min_data_in_leaf": 50,
+        "num_threads": threads,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+    sets = [lgb.Dataset(matrix_NF[part], label_N[part], free_raw_data=True) for part in (train, validation)]
+    return lgb.train(
+        settings,
+        sets[0],
+        num_boost_round=MAX_ROUNDS,
+        valid_sets=[sets[1]],
+        callbacks=[lgb.early_stopping(10, verbose=False)],
+    )
+
+
+def tree_probabilities(trees: lgb.Booster, matrix_NF: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The trees' predictions `[N]`."""
+    return np.asarray(trees.predict(matrix_NF), np.float64)
