@@ -31,20 +31,23 @@ class TileRows:
     n_T: Int64s
     values_TK: Int64s
 
-    def counted_once(self) -> Bools:
+    def counted_once(self, instant_ms: int) -> Bools:
         """Marks the rows that a long window reads, where a day stands both as a day tile and as streamed tiles.
 
-        For each (key, UTC day) the side that has counted more events is kept; the day tile at a tie.
+        For each (key, UTC day) that is over, the side that has counted more events is kept, the day tile at a tie.
+        Of a day that is not over only streamed tiles are, since a day tile may reach beyond the instant.
         """
         is_day_T = self.tile_ms_T == DAY_TILE_MS
         if not is_day_T.any():
             return np.ones(len(self.n_T), dtype=np.bool_)
+        is_over_T = is_day_T & (self.tile_start_T <= instant_ms - DAY_TILE_MS)
         day_T = self.tile_start_T // MS_PER_DAY
         day_T -= day_T.min()
         _, group_T = np.unique(self.key_T * (day_T.max() + 1) + day_T, return_inverse=True)
-        day_n_D = np.bincount(group_T, weights=np.where(is_day_T, self.n_T, 0))
+        day_n_D = np.bincount(group_T, weights=np.where(is_over_T, self.n_T, 0))
         streamed_n_D = np.bincount(group_T, weights=np.where(is_day_T, 0, self.n_T))
-        kept: Bools = is_day_T == (day_n_D >= streamed_n_D)[group_T]
+        takes_day_T = (day_n_D >= streamed_n_D)[group_T]
+        kept: Bools = np.where(is_day_T, is_over_T & takes_day_T, ~takes_day_T)
         return kept
 
     def reordered(self, order_T: npt.NDArray[np.intp]) -> "TileRows":
@@ -101,7 +104,7 @@ class Finaliser:
             rows, group_T = rows.reordered(order_T), group_T[order_T]
         start_W = np.array([tile_start(instant_ms - window_ms, tile_ms) for window_ms, tile_ms in self._windows])
         started_T = rows.tile_start_T <= instant_ms
-        counted_2T = np.stack([started_T & (rows.tile_ms_T != DAY_TILE_MS), started_T & rows.counted_once()])
+        counted_2T = np.stack([started_T & (rows.tile_ms_T != DAY_TILE_MS), started_T & rows.counted_once(instant_ms)])
         counted_WT = counted_2T[self._is_long_W] & (rows.tile_start_T >= start_W[:, None])
         at_once = len(self._windows) if len(group_T) <= MAX_ROWS_AT_ONCE else 1
         for w in range(0, len(self._windows), at_once):

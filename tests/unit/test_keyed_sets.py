@@ -1,0 +1,128 @@
+"""The rules of history, seen, hidden and followed, apart from any store; and the wire form of an interaction."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.events import EventType
+from features.keyed_sets import (
+    DECISIONS_MAX,
+    Decision,
+    DecisionKind,
+    InteractionError,
+    decision_of,
+    decode_history,
+    encode_interaction,
+    in_history,
+    latest_seen,
+    newest_seen,
+    parse_interaction,
+    standing,
+)
+from features.user_state import SEEN_MAX, Interaction
+
+IDS = st.text("abAB.:~+/=@-", min_size=1, max_size=8)
+INTERACTIONS = st.builds(
+    Interaction,
+    event_id=IDS,
+    event_type=st.sampled_from(EventType),
+    event_time_ms=st.integers(1, 2**53),
+    user_id=IDS,
+    item_id=IDS,
+    category=IDS,
+    creator_id=IDS,
+    watch_ms=st.none() | st.integers(0, 2**31),
+    duration_ms=st.none() | st.integers(1, 2**31),
+)
+
+
+def interaction(event_type: EventType = EventType.CLICK, **fields: Any) -> Interaction:
+    values = {"event_id": "e", "event_time_ms": 5, "user_id": "u", "item_id": "i", "category": "c", "creator_id": "k"}
+    return Interaction(event_type=event_type, **{**values, **fields})
+
+
+@given(INTERACTIONS)
+def test_wire_form_is_read_back(row: Interaction) -> None:
+    assert parse_interaction(json.dumps(asdict(row)).encode()) == row
+
+
+@given(st.lists(INTERACTIONS, max_size=5))
+def test_history_entries_are_read_back_but_for_the_user(rows: list[Interaction]) -> None:
+    entries = ",".join(encode_interaction(row) for row in rows)
+    own = tuple(Interaction(**{**asdict(row), "user_id": "ada"}) for row in rows)
+    assert decode_history("ada", entries) == own
+    assert all(hash(got) == hash(expected) for got, expected in zip(decode_history("ada", entries), own, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"user_id": None}, "needed: event_id, user_id"),
+        ({"item_id": 5}, "needed: event_id, user_id"),
+        ({"event_time_ms": None}, "needed: event_id, user_id"),
+        ({"event_time_ms": "5"}, "allowed: integers"),
+        ({"watch_ms": 1.5}, "allowed: integers"),
+        ({"watch_ms": True}, "allowed: integers"),
+        ({"event_type": "stare"}, "known event_type"),
+    ],
+)
+def test_record_that_is_no_interaction_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InteractionError, match=words):
+        parse_interaction(json.dumps({**asdict(interaction()), **change}).encode())
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"7", b"\xff"])
+def test_value_that_is_no_object_is_refused(value: bytes) -> None:
+    with pytest.raises(InteractionError, match="allowed:"):
+        parse_interaction(value)
+
+
+def test_unknown_fields_flow_through() -> None:
+    assert parse_interaction(json.dumps({**asdict(interaction()), "mood": 1}).encode()) == interaction()
+
+
+def test_impressions_alone_stay_out_of_the_history() -> None:
+    assert {kind for kind in EventType if not in_history(interaction(kind))} == {EventType.IMPRESSION}
+
+
+@pytest.mark.parametrize(
+    ("event_type", "kind", "target", "stands"),
+    [
+        (EventType.HIDE, DecisionKind.HIDDEN, "i", True),
+        (EventType.UNHIDE, DecisionKind.HIDDEN, "i", False),
+        (EventType.FOLLOW, DecisionKind.FOLLOWED, "k", True),
+        (EventType.UNFOLLOW, DecisionKind.FOLLOWED, "k", False),
+    ],
+)
+def test_decisions(event_type: EventType, kind: DecisionKind, target: str, stands: bool) -> None:
+    assert decision_of(interaction(event_type)) == Decision(kind, target, 5, "e", stands)
+
+
+def test_likes_decide_nothing() -> None:
+    assert decision_of(interaction(EventType.LIKE)) is None
+
+
+@given(st.permutations([("u", "i", 3), ("u", "i", 9), ("u", "j", 1), ("v", "i", 2), ("u", "i", 9)]))
+def test_latest_seen_is_the_same_in_any_order(rows: list[tuple[str, str, int]]) -> None:
+    batch = [interaction(user_id=user_id, item_id=item_id, event_time_ms=time) for user_id, item_id, time in rows]
+    assert latest_seen(batch) == {("u", "i"): 9, ("u", "j"): 1, ("v", "i"): 2}
+
+
+def test_newest_seen_is_cut_by_time_then_item() -> None:
+    seen = {f"i{n:05}": 7 for n in range(SEEN_MAX + 2)} | {"old": 6, "new": 8}
+    kept = newest_seen(seen)
+    assert len(kept) == SEEN_MAX
+    assert set(seen) - set(kept) == {"old", "i00000", "i00001", "i00002"}
+    assert newest_seen({"a": 1}) == {"a": 1}
+
+
+def test_standing_is_bounded_by_the_newest_decisions() -> None:
+    made = [Decision(DecisionKind.HIDDEN, f"i{n}", n, "e", n % 2 == 0) for n in range(DECISIONS_MAX + 10)]
+    made.append(Decision(DecisionKind.FOLLOWED, "k", 1, "e", True))
+    hidden = standing(made, DecisionKind.HIDDEN)
+    assert hidden == {f"i{n}" for n in range(10, DECISIONS_MAX + 10, 2)}
+    assert standing(made, DecisionKind.FOLLOWED) == {"k"}
