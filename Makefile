@@ -38,7 +38,7 @@ lint: setup ## ruff, formatting and strict types
 	@$(APP)/mypy
 
 test-unit: setup ## tests without a JVM, under a minute
-	@$(PYTEST) tests/unit -q -m "not soak"
+	@$(PYTEST) tests/unit tests/test_tidy.py -q -m "not soak"
 
 test: setup ## every test but the soak ones, on real parts
 	@$(PYTEST) tests -q -m "not soak"
