@@ -1,0 +1,203 @@
+"""From real Delta tables to a promoted bundle by the commands that Airflow runs, scored where there is no torch."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.ranker.optimiser import AdamW
+from tests.conftest import ROOT
+from tests.synthetic_lake import synthetic_lake
+
+APP, SERVE = ROOT / ".venv/app/bin/python", ROOT / ".venv/serve/bin/python"
+
+SCORE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from features.specs import Entity, features_of
+from models.bundle import Bundle, champion_id
+from models.history import UserHistory
+from models.ranker_inputs import assemble_request
+from models.sources import RetrievalRequest
+from models.sources.merge import DEFAULT_QUOTAS, merge
+from models.value import value
+
+bundles, now_ms = Path(sys.argv[1]), int(sys.argv[2])
+bundle = Bundle.load(bundles / champion_id(bundles))
+table = bundle.item_table
+liked = np.flatnonzero(table.category_code == 1)[:5].astype(np.int32)
+history = UserHistory(item_index_L=liked, weight_L=np.full(5, 2, np.float32), time_ms_L=np.full(5, now_ms - 60_000))
+request = RetrievalRequest(
+    instant_ms=now_ms,
+    item_table=table,
+    history_index_L=liked,
+    history_weight_L=history.weight_L,
+    history_age_ms_L=now_ms - history.time_ms_L,
+    excluded_I=np.zeros(len(table), np.bool_),
+    rng=np.random.default_rng(0),
+)
+merged = merge({n: s.candidates(request, DEFAULT_QUOTAS[n]) for n, s in bundle.sources.items()}, DEFAULT_QUOTAS)
+windows = {e: np.zeros((len(merged.item_index_C), len(features_of(e)))) for e in Entity}
+for f, feature in enumerate(features_of(Entity.USER_CATEGORY)):
+    if feature.name.startswith("user_category_clicks"):
+        windows[Entity.USER_CATEGORY][table.category_code[merged.item_index_C] == 1, f] = 5
+inputs = assemble_request(
+    layout=bundle.ranker.layout,
+    item_table=table,
+    item_index_C=merged.item_index_C,
+    instant_ms=now_ms,
+    user_features_F=windows[Entity.USER][0],
+    user_category_CF=windows[Entity.USER_CATEGORY],
+    item_CF=windows[Entity.ITEM],
+    creator_CF=windows[Entity.CREATOR],
+    category_CF=windows[Entity.CATEGORY],
+    history=history,
+    device="phone",
+)
+best = merged.item_index_C[np.argsort(-value(bundle.ranker.score(inputs), bundle.value_weights))[:10]]
+forbidden = [m for m in ("torch", "pydantic", "mlflow", "sklearn", "deltalake", "lightgbm") if m in sys.modules]
+print(json.dumps({
+    "bundle_id": bundle.bundle_id,
+    "candidates": len(merged.item_index_C),
+    "share": float((table.category_code[best] == 1).mean()),
+    "forbidden": forbidden,
+}))
+"""
+
+
+def command(module: str, *flags: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(APP), "-m", module, *flags], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == expect, done.stderr[-3_000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    synthetic_lake(seed=3, users=80, items=120, slates=15).write(root / "lake")
+    return {
+        "--lake": str(root / "lake"),
+        "--workspace": str(root / "workspace"),
+        "--bundles": str(root / "bundles"),
+        "--tracking-uri": f"sqlite:///{root}/mlflow/mlflow.db",
+    }
+
+
+def flags_of(paths: dict[str, str], *names: str) -> list[str]:
+    return [part for name in names for part in (name, paths[name])]
+
+
+@pytest.fixture(scope="module")
+def promoted(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """The reports of the three commands."""
+    out = tmp_path_factory.mktemp("reports")
+    steps = {
+        "train_candidates": ("--lake", "--workspace"),
+        "train_ranker": ("--lake", "--workspace"),
+        "promote": ("--workspace", "--bundles", "--tracking-uri"),
+    }
+    for step, names in steps.items():
+        seed = () if step == "promote" else ("--seed", "5")
+        command(f"models.{step}", *flags_of(paths, *names), *seed, "--report", str(out / step))
+    return {step: json.loads((out / step).read_text()) for step in steps}
+
+
+def test_reports_name_every_source_and_head(promoted: dict[str, dict]) -> None:
+    sources = promoted["train_candidates"]["sources"]
+    assert set(sources) == {"als", "item2item", "popular", "trending", "content", "follow", "exploration", "merged"}
+    assert sources["item2item"]["ndcg@10"] > sources["exploration"]["ndcg@10"]
+    assert sources["merged"]["recall"] >= max(sources[name]["recall"] for name in ("als", "content", "popular"))
+    heads = promoted["train_ranker"]["heads"]
+    assert set(heads) == {"click", "completion", "like", "share", "hide", "watch_fraction"}
+    click = heads["click"]
+    assert click["auc"] > click["popularity"]["auc"] + 0.05
+    assert click["log_loss"] < click["training_rate"]["log_loss"]
+    low, high = click["auc_interval"]
+    assert low < click["auc"] < high
+    slates = promoted["train_ranker"]["slate_ndcg"]
+    assert slates["millrace"] > slates["popularity"]
+
+
+def test_the_champion_scores_in_the_serving_environment_and_follows_recent_taste(
+    promoted: dict[str, dict], paths: dict[str, str]
+) -> None:
+    now_ms = promoted["train_ranker"]["split"]["test_start_ms"]
+    done = subprocess.run(
+        [str(SERVE), "-c", SCORE, paths["--bundles"], str(now_ms)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    answer = json.loads(done.stdout)
+    assert answer["bundle_id"] == promoted["promote"]["bundle_id"]
+    assert answer["candidates"] > 50
+    assert answer["share"] >= 0.5
+    assert answer["forbidden"] == []
+
+
+def test_training_again_with_the_seed_gives_the_same_bundle_and_promotes_it_again(
+    promoted: dict[str, dict], paths: dict[str, str], tmp_path: Path
+) -> None:
+    for step in ("train_candidates", "train_ranker"):
+        command(f"models.{step}", *flags_of(paths, "--lake", "--workspace"), "--seed", "5")
+    report = tmp_path / "report.json"
+    command("models.promote", *flags_of(paths, "--workspace", "--bundles", "--tracking-uri"), "--report", str(report))
+    again = json.loads(report.read_text())
+    for name in ("bundle_id", "version"):
+        assert again[name] == promoted["promote"][name]
+    assert again["previous_champion"] == again["bundle_id"]
+
+
+def test_a_worse_ranker_is_refused_with_the_gate_and_the_champion_stays(
+    promoted: dict[str, dict], paths: dict[str, str], tmp_path: Path
+) -> None:
+    """One epoch at a hopeless learning rate: worse than the champion on the same examples."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"epochs": 1, "learning_rate": 1e-9}))
+    command("models.train_ranker", *flags_of(paths, "--lake", "--workspace"), "--config", str(config))
+    names = ("--workspace", "--bundles", "--tracking-uri")
+    done = command("models.promote", *flags_of(paths, *names), expect=1)
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "champion_auc" in sentence and "missed by" in sentence and "Traceback" not in done.stderr
+    champion = json.loads((Path(paths["--bundles"]) / "champion.json").read_text())
+    assert champion["bundle_id"] == promoted["promote"]["bundle_id"]
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "says"),
+    [
+        ("models.train_candidates", ("--lake", "/nowhere", "--workspace", "/tmp/none"), "no Delta table at"),
+        ("models.train_ranker", ("--lake", "/nowhere", "--workspace", "/nowhere"), "run python -m models.train_cand"),
+        (
+            "models.promote",
+            ("--workspace", "/nowhere", "--bundles", "/x", "--tracking-uri", "sqlite:////x"),
+            "no ranker",
+        ),
+        ("models.train_ranker", ("--lake", "x", "--workspace", "x", "--config", "/nowhere.json"), "No such file"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(module: str, flags: tuple[str, ...], says: str) -> None:
+    done = command(module, *flags, expect=1)
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert says in sentence and "Traceback" not in done.stderr
+
+
+def test_the_optimiser_makes_the_updates_of_torch() -> None:
+    torch.manual_seed(0)
+    start, target = torch.randn(6, 3), torch.randn(6, 3)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    own, reference = AdamW([ours], 0.01, 0.1), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    for _ in range(20):
+        for parameter, optimiser in ((ours, own), (theirs, reference)):
+            optimiser.zero_grad()
+            ((parameter - target) ** 2).sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(ours, theirs)
