@@ -313,17 +313,21 @@ def side_inserts() -> tuple[str, str, str]:
 
 
 def tile_insert(family: TileFamily) -> str:
-    """One GROUP BY: absolute, growing rows of one tile family."""
-    keys = _names(family.key_fields)
-    size_ms = f"CAST({family.tile_ms} AS BIGINT)"
+    """One GROUP BY: absolute, growing rows of one tile family.
+
+    `tile_ms` is grouped by, and spelled as if it depended on the event, because the planner has to see that the
+    topic's key is the GROUP BY key: otherwise it withdraws each row, by a tombstone, before it sends the next.
+    """
+    keys = _names((*family.key_fields, "tile_ms", "tile_start_ms"))
     columns = "".join(f",\n  {column_sql(column)} AS `{column.name}`" for column in family.columns)
-    start = f"event_time_ms - MOD(event_time_ms, {size_ms})"
+    start = f"event_time_ms - MOD(event_time_ms, {family.tile_ms})"
+    size = f"event_time_ms * 0 + {family.tile_ms}"
     return (
         f"INSERT INTO {_tile_table_name(family)}\n"
-        f"SELECT {keys}, {size_ms} AS tile_ms, tile_start_ms,\n"
+        f"SELECT {keys},\n"
         f"  COUNT(*) AS n,\n  MAX(event_time_ms) AS max_event_time_ms{columns}\n"
-        f"FROM (SELECT *, {start} AS tile_start_ms FROM counted)\n"
-        f"GROUP BY {keys}, tile_start_ms"
+        f"FROM (SELECT *, {size} AS tile_ms, {start} AS tile_start_ms FROM counted)\n"
+        f"GROUP BY {keys}"
     )
 
 

@@ -103,8 +103,6 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
         "table.local-time-zone": "UTC",
         # Judge each record once, not once a sink.
         "table.optimizer.reuse-optimize-block-with-digest-enabled": "true",
-        # A tile's key is its GROUP BY key and a constant, so its rows come from one subtask in order.
-        "table.exec.sink.upsert-materialize": "NONE",
         "table.exec.state.ttl": f"{STATE_TTL_MS} ms",
         "execution.buffer-timeout.interval": f"{BUFFER_TIMEOUT_MS} ms",
         "state.backend.type": "rocksdb",

@@ -251,7 +251,7 @@ SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `categor
 FROM counted;
 
 INSERT INTO tiles_user_category
-SELECT `user_id`, `category`, CAST(60000 AS BIGINT) AS tile_ms, tile_start_ms,
+SELECT `user_id`, `category`, `tile_ms`, `tile_start_ms`,
   COUNT(*) AS n,
   MAX(event_time_ms) AS max_event_time_ms,
   COALESCE(SUM(CASE WHEN event_type IN ('click') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `clicks`,
@@ -264,11 +264,11 @@ SELECT `user_id`, `category`, CAST(60000 AS BIGINT) AS tile_ms, tile_start_ms,
   COALESCE(SUM(CASE WHEN event_type IN ('share') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `shares`,
   COALESCE(SUM(CASE WHEN event_type IN ('watch') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `watches`,
   COALESCE(SUM(CASE WHEN event_type IN ('watch') THEN watch_ms END), CAST(0 AS BIGINT)) AS `watches_watch_ms`
-FROM (SELECT *, event_time_ms - MOD(event_time_ms, CAST(60000 AS BIGINT)) AS tile_start_ms FROM counted)
-GROUP BY `user_id`, `category`, tile_start_ms;
+FROM (SELECT *, event_time_ms * 0 + 60000 AS tile_ms, event_time_ms - MOD(event_time_ms, 60000) AS tile_start_ms FROM counted)
+GROUP BY `user_id`, `category`, `tile_ms`, `tile_start_ms`;
 
 INSERT INTO tiles_item
-SELECT `item_id`, `category`, `creator_id`, CAST(300000 AS BIGINT) AS tile_ms, tile_start_ms,
+SELECT `item_id`, `category`, `creator_id`, `tile_ms`, `tile_start_ms`,
   COUNT(*) AS n,
   MAX(event_time_ms) AS max_event_time_ms,
   COALESCE(SUM(CASE WHEN event_type IN ('click') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `clicks`,
@@ -279,5 +279,5 @@ SELECT `item_id`, `category`, `creator_id`, CAST(300000 AS BIGINT) AS tile_ms, t
   COALESCE(SUM(CASE WHEN event_type IN ('share') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `shares`,
   COALESCE(SUM(CASE WHEN event_type IN ('watch') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `watches`,
   COALESCE(SUM(CASE WHEN event_type IN ('watch') THEN watch_ms END), CAST(0 AS BIGINT)) AS `watches_watch_ms`
-FROM (SELECT *, event_time_ms - MOD(event_time_ms, CAST(300000 AS BIGINT)) AS tile_start_ms FROM counted)
-GROUP BY `item_id`, `category`, `creator_id`, tile_start_ms;
+FROM (SELECT *, event_time_ms * 0 + 300000 AS tile_ms, event_time_ms - MOD(event_time_ms, 300000) AS tile_start_ms FROM counted)
+GROUP BY `item_id`, `category`, `creator_id`, `tile_ms`, `tile_start_ms`;

@@ -13,10 +13,12 @@ import urllib.request
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from features.events import (
@@ -227,6 +229,7 @@ class Output:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "fetch.message.max.bytes": 4_000_000,
+                "log_level": 0,
             }
         )
         partitions = self._consumer.list_topics(topic, timeout=30).topics[topic].partitions
@@ -237,6 +240,7 @@ class Output:
             if message.error():
                 assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
                 continue
+            assert message.value() is not None, f"a tombstone in {message.topic()} for {message.key()!r}"
             self.rows.append(json.loads(message.value()))
             self.keys.append(message.key())
         return self.rows
@@ -315,14 +319,21 @@ def original(row: dict[str, object]) -> bytes | None:
 # The test.
 
 
-def test_outputs_equal_the_oracle_and_survive_kill_9(kafka_broker: str, topics: Topics, tmp_path: Path) -> None:
+@pytest.fixture
+def outputs(kafka_broker: str, topics: Topics) -> Iterator[Outputs]:
+    with closing(Outputs(kafka_broker, topics)) as opened:
+        yield opened
+
+
+def test_outputs_equal_the_oracle_and_survive_kill_9(
+    kafka_broker: str, topics: Topics, tmp_path: Path, outputs: Outputs
+) -> None:
     records = stream(random.Random(11), 3_000)
     first, second, third = records[:1_800], records[1_800:2_600], records[2_600:]
     rest_port, log, checkpoints = free_port(), tmp_path / "job.log", tmp_path / "checkpoints"
     command = [str(PYTHON), "-m", "streaming.job", "--bootstrap-servers", kafka_broker, "--events-topic", topics.events]
     command += ["--topics-version", topics.version, "--checkpoint-dir", str(checkpoints), "--jars-dir"]
     command += [str(JARS / "flink"), "--rest-port", str(rest_port), "--checkpoint-interval-ms", "1000"]
-    outputs = Outputs(kafka_broker, topics)
 
     produce(kafka_broker, topics.events, first)
     with running(command, log) as process:
@@ -344,7 +355,6 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(kafka_broker: str, topics: 
         assert process.wait(30) == 0
         assert not jvm.is_running() or jvm.status() == psutil.STATUS_ZOMBIE
     assert re.search(r"starting from .*/chk-\d+", log.read_text())
-    outputs.close()
 
 
 def once(output: Output, *names: str) -> bool:
