@@ -51,16 +51,16 @@ def _newest_batch(folder: Path) -> int | None:
     return max(batches, default=None)
 
 
-def check_nothing_lost(bootstrap_servers: str, topics: Mapping[str, Path]) -> None:
-    """Refuses to go on when a topic lacks records behind its checkpoint.
+def topics_behind(bootstrap_servers: str, topics: Mapping[str, Path]) -> list[str]:
+    """The topics that hold records which their readers have not committed yet.
 
     `topics` maps each topic to the checkpoint of its reader. Raises `DataLossError` with the offsets, and
     `ConnectionError` when the broker does not answer or a topic does not exist.
     """
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "millrace-lake-check", "log_level": 0})
     try:
-        for topic, checkpoint in topics.items():
-            _check_topic(consumer, bootstrap_servers, topic, checkpointed_offsets(checkpoint).get(topic, {}))
+        checkpointed = {topic: checkpointed_offsets(path).get(topic, {}) for topic, path in topics.items()}
+        return [topic for topic, read in checkpointed.items() if _has_more(consumer, bootstrap_servers, topic, read)]
     except KafkaException as error:
         reason = f"no answer from the broker at {bootstrap_servers}: {error}. Start it, then run again."
         raise ConnectionError(reason) from error
@@ -68,16 +68,16 @@ def check_nothing_lost(bootstrap_servers: str, topics: Mapping[str, Path]) -> No
         consumer.close()
 
 
-def _check_topic(consumer: Consumer, bootstrap_servers: str, topic: str, next_offsets: dict[int, int]) -> None:
+def _has_more(consumer: Consumer, bootstrap_servers: str, topic: str, read: dict[int, int]) -> bool:
     known = consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
     if known.error is not None:
         raise ConnectionError(f"topic {topic} on {bootstrap_servers}: {known.error}. Create it, then run again.")
-    lost = []
-    for partition, needed in sorted(next_offsets.items()):
-        if partition not in known.partitions:
-            lost.append(f"partition {partition}: next offset {needed}, but the partition is gone")
-            continue
+    lost = [f"partition {part}: next offset {read[part]}, gone" for part in sorted(read.keys() - known.partitions)]
+    more = False
+    for partition in sorted(known.partitions):
         first, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+        needed = read.get(partition, first)
+        more |= needed < end
         if not first <= needed <= end:
             lost.append(f"partition {partition}: next offset {needed}, the broker has [{first}, {end})")
     if lost:
@@ -85,21 +85,18 @@ def _check_topic(consumer: Consumer, bootstrap_servers: str, topic: str, next_of
             f"records of {topic} were lost before the lake had read them: {'; '.join(lost)}. "
             "Restore the topic, or accept the loss by restoring lake and checkpoints to match it."
         )
+    return more
 
 
 def check_together(checkpoint: Path, table: str, rows: int) -> None:
     """Refuses a table without its checkpoint, which would be read twice, and a checkpoint without its table."""
-    has_commits = _newest_batch(checkpoint / "commits") is not None
-    if rows and not has_commits and _newest_batch(checkpoint / "offsets") is None:
+    read = sum(offset for parts in checkpointed_offsets(checkpoint).values() for offset in parts.values())
+    if rows and _newest_batch(checkpoint / "offsets") is None:
         raise CheckpointError(
             f"table {table} has {rows} rows but {checkpoint} has no checkpoint: reading again would double them. "
             "Restore table and checkpoint together, or remove both."
         )
-    if (
-        has_commits
-        and not rows
-        and any(offset for parts in checkpointed_offsets(checkpoint).values() for offset in parts.values())
-    ):
+    if read and not rows:
         raise CheckpointError(
             f"{checkpoint} has read records but table {table} is empty: they would be missing. "
             "Restore table and checkpoint together, or remove both."

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta.tables import DeltaTable
+import pyarrow.compute as pc
 from deltalake import DeltaTable as DeltaLog
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 
 from features.events import FIELDS, FieldKind
 from features.names import LakeTables
@@ -51,17 +53,12 @@ INGESTED: tuple[TableDefinition, ...] = (
 """`duplicates.record_id` is the event_id, or a slate's request_id."""
 
 
-def create_tables(spark: SparkSession, lake: Path, definitions: tuple[TableDefinition, ...] = INGESTED) -> None:
+def create_tables(lake: Path, definitions: tuple[TableDefinition, ...] = INGESTED) -> None:
     """Creates the tables that are not there yet; those that exist are left as they are."""
     for definition in definitions:
-        path = lake / definition.path
-        if DeltaLog.is_deltatable(str(path)):
-            continue
-        empty = spark.createDataFrame([], definition.columns)
-        builder = DeltaTable.createIfNotExists(spark).location(str(path)).addColumns(empty.schema)
-        if definition.partitioned_by:
-            builder = builder.partitionedBy(*definition.partitioned_by)
-        builder.execute()
+        schema = to_arrow_schema(StructType.fromDDL(definition.columns))
+        partitioned_by = list(definition.partitioned_by)
+        DeltaLog.create(str(lake / definition.path), schema, mode="ignore", partition_by=partitioned_by)
 
 
 def read_table(spark: SparkSession, lake: Path, table: str) -> DataFrame:
@@ -73,6 +70,12 @@ def row_count(lake: Path, table: str) -> int:
     """Rows by the table's log alone; 0 for a table that does not exist."""
     path = str(lake / table)
     return int(DeltaLog(path).count()) if DeltaLog.is_deltatable(path) else 0
+
+
+def rows_of_topic(lake: Path, table: str, topic: str) -> int:
+    """Rows of the table that came from the topic."""
+    topics = DeltaLog(str(lake / table)).to_pyarrow_dataset()
+    return int(topics.count_rows(filter=pc.field("topic") == topic))
 
 
 def table_versions(lake: Path, tables: tuple[str, ...]) -> dict[str, int]:

@@ -17,12 +17,12 @@ from batch.ingest_stages import Stage, events_stage, items_stage, slates_stage
 from batch.kafka_source import (
     CheckpointError,
     DataLossError,
-    check_nothing_lost,
     check_together,
     checkpointed_offsets,
     read_topic,
+    topics_behind,
 )
-from batch.lake import INGESTED, TABLES, create_tables, row_count, table_versions
+from batch.lake import INGESTED, TABLES, create_tables, row_count, rows_of_topic, table_versions
 from batch.session import open_session
 from features.names import Topics
 
@@ -51,22 +51,22 @@ def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
         ingest.topics.items: ingest.checkpoints / "items",
         ingest.topics.slates: ingest.checkpoints / "slates",
     }
-    check_nothing_lost(ingest.bootstrap_servers, readers)
+    behind = topics_behind(ingest.bootstrap_servers, readers)
     check_together(readers[ingest.topics.events], TABLES.bronze_events, row_count(ingest.lake, TABLES.bronze_events))
-    create_tables(spark, ingest.lake)
+    create_tables(ingest.lake)
     before = _counts(ingest.lake)
-    _run_streams(spark, ingest, readers)
+    _run_streams(spark, ingest, {topic: readers[topic] for topic in behind})
     after = _counts(ingest.lake)
     return {
         "rows": after,
         "rows_added": {table: after[table] - before[table] for table in after},
         "versions": table_versions(ingest.lake, tuple(after)),
         "next_offsets": {topic: checkpointed_offsets(path).get(topic, {}) for topic, path in readers.items()},
-        "accounts": accounts(spark, ingest.lake, ingest.topics.events),
+        "accounts": accounts(ingest.lake, ingest.topics.events),
     }
 
 
-def accounts(spark: SparkSession, lake: Path, events_topic: str) -> dict[str, int]:
+def accounts(lake: Path, events_topic: str) -> dict[str, int]:
     """Proves bronze = silver + duplicates + dead letters, counting the records of the events topic.
 
     Raises `ArithmeticError` with the figures when they do not balance.
@@ -74,8 +74,7 @@ def accounts(spark: SparkSession, lake: Path, events_topic: str) -> dict[str, in
     parts = {"silver": TABLES.silver_events, "duplicates": TABLES.duplicates, "dead_letters": TABLES.dead_letters}
     figures = {"bronze": row_count(lake, TABLES.bronze_events)}
     for name, table in parts.items():
-        rows = spark.read.format("delta").load(str(lake / table)).where(f"topic = '{events_topic}'")
-        figures[name] = rows.count()
+        figures[name] = rows_of_topic(lake, table, events_topic)
     if figures["bronze"] != figures["silver"] + figures["duplicates"] + figures["dead_letters"]:
         raise ArithmeticError(f"the lake's accounts do not balance: {figures}")
     return figures
@@ -85,28 +84,22 @@ def _counts(lake: Path) -> dict[str, int]:
     return {definition.path: row_count(lake, definition.path) for definition in INGESTED}
 
 
-def _run_streams(spark: SparkSession, ingest: LakeIngest, readers: dict[str, Path]) -> None:
-    """The three topics at once; then silver from what bronze holds."""
-    bronze = _topic(spark, ingest, ingest.topics.events).writeStream.format("delta")
-    checkpoint = str(readers[ingest.topics.events])
-    running = [
-        bronze.option("checkpointLocation", checkpoint)
-        .trigger(availableNow=True)
-        .start(str(ingest.lake / TABLES.bronze_events))
-    ]
+def _run_streams(spark: SparkSession, ingest: LakeIngest, behind: dict[str, Path]) -> None:
+    """The topics that have something new, all at once; then silver from what bronze holds."""
     stages = {ingest.topics.items: items_stage, ingest.topics.slates: slates_stage}
-    for topic, stage in stages.items():
-        stream = _topic(spark, ingest, topic)
-        running.append(_start(stream, stage(spark, ingest.lake), readers[topic]))
+    running = []
+    for topic, checkpoint in behind.items():
+        stream = read_topic(spark, ingest.bootstrap_servers, topic, ingest.max_records)
+        if topic in stages:
+            running.append(_start(stream, stages[topic](spark, ingest.lake), checkpoint))
+            continue
+        bronze = stream.writeStream.format("delta").option("checkpointLocation", str(checkpoint))
+        running.append(bronze.trigger(availableNow=True).start(str(ingest.lake / TABLES.bronze_events)))
     for query in running:
         query.awaitTermination()
     appended = spark.readStream.format("delta").option("maxBytesPerTrigger", "256m")
     silver = appended.load(str(ingest.lake / TABLES.bronze_events))
     _start(silver, events_stage(spark, ingest.lake), ingest.checkpoints / "silver_events").awaitTermination()
-
-
-def _topic(spark: SparkSession, ingest: LakeIngest, topic: str) -> DataFrame:
-    return read_topic(spark, ingest.bootstrap_servers, topic, ingest.max_records)
 
 
 def _start(stream: DataFrame, stage: Stage, checkpoint: Path) -> StreamingQuery:

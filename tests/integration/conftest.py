@@ -1,6 +1,7 @@
 """One Spark session for all tests that need one: starting it costs seconds."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def spark() -> "Iterator[SparkSession]":
     from batch.session import open_session
 
     quoted = " ".join(f"'{flag}'" for flag in SUBMIT_FLAGS)
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"{quoted} pyspark-shell"
     session = open_session("tests", shuffle_partitions=2)
     yield session
