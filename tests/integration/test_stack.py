@@ -135,6 +135,18 @@ def test_stop_reaches_what_left_the_process_group_and_ignores_sigterm(
     assert stack.supervisor.processes() == []
 
 
+def test_two_stacks_run_side_by_side(stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _use(monkeypatch, Step(name="sleeper", program=_shell("sleeper", "exec sleep 600"), ready=lambda _: True))
+    other_settings = stack.settings.model_copy(update={"var_dir": tmp_path / "other"})
+    with Stack(other_settings) as other:
+        stack.start(lambda _: None)
+        other.start(lambda _: None)
+        kept = stack.status()[0].pid
+        other.stop()
+        assert stack.status()[0].pid == kept
+        assert psutil.pid_exists(kept)
+
+
 def test_orphans_of_a_killed_supervisord_are_found(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     _use(monkeypatch, Step(name="sleeper", program=_shell("sleeper", "exec sleep 600"), ready=lambda _: True))
     stack.start(lambda _: None)
