@@ -43,8 +43,9 @@ def test_each_family_has_one_insert_and_one_table_with_the_same_columns() -> Non
         table = next(text for text in job.tables if f"TABLE tiles_{family.name} " in text)
         named = ["tile_ms", "tile_start_ms", "n", "max_event_time_ms", *(column.name for column in family.columns)]
         # Kafka's sink takes columns by position, so the order matters.
-        places = [insert.index(name) for name in ("AS tile_ms", ", tile_start_ms,", "AS n,", "AS max_event_time_ms")]
+        places = [insert.index(name) for name in ("`tile_ms`", "`tile_start_ms`", "AS n,", "AS max_event_time_ms")]
         assert places == sorted(places)
+        assert insert.count("GROUP BY " + ", ".join(f"`{name}`" for name in (*family.key_fields, *named[:2]))) == 1
         aliases = [line.rsplit("`", 2)[1] for line in insert.splitlines() if line.startswith("  COALESCE(")]
         assert aliases == [column.name for column in family.columns]
         assert [line.split("`")[1] for line in table.splitlines() if "BIGINT" in line] == named
