@@ -41,6 +41,10 @@ _log = logging.getLogger(__name__)
 
 SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["RankingService"].full_name
 DRAIN_S = 10.0
+"""How long requests under way may take once nothing new is accepted."""
+QUIET_S, LAME_DUCK_S = 0.25, 3.0
+"""After SIGTERM requests are still answered until none has come for the first, at most for the second: callers that
+watch health have gone by then, and gRPC cancels what it has received but not yet handed over when it stops."""
 OBSERVE_EVERY_S = 1.0
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
@@ -157,6 +161,9 @@ class Server:
     async def _drain(self, server: grpc.aio.Server) -> None:
         _log.info("draining for at most %.0f s", DRAIN_S)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        until_s = perf_counter() + LAME_DUCK_S
+        while perf_counter() < until_s and self._servicer.quiet_s() < QUIET_S:
+            await asyncio.sleep(QUIET_S / 5)
         await server.stop(DRAIN_S)
         self._watcher.stop()
         self._upkeep.stop()

@@ -48,6 +48,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self._metrics = metrics
         self._max_in_flight = max_in_flight
         self._in_flight = 0
+        self._last_request_s = perf_counter()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="pipeline")
 
     async def Recommend(  # noqa: N802 - gRPC's name
@@ -63,6 +64,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         run = self._pipeline.rank
         return await self._answer("Rank", context, lambda request_id: rank_query(request, request_id), run)
 
+    def quiet_s(self) -> float:
+        """Seconds since the last request came or was answered; 0 while one is under way."""
+        return 0.0 if self._in_flight else perf_counter() - self._last_request_s
+
     def close(self) -> None:
         """Ends the worker threads; call it after the server has stopped."""
         self._threads.shutdown(wait=True)
@@ -70,7 +75,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
     async def _answer(
         self, method: str, context: grpc.aio.ServicerContext, parse: Callable[[str], Query], run: Run
     ) -> pb.Slate:
-        started_s = perf_counter()
+        started_s = self._last_request_s = perf_counter()
         if self._in_flight >= self._max_in_flight:
             self._metrics.shed.inc()
             context.set_trailing_metadata((("retry-after-ms", str(RETRY_AFTER_MS)),))
@@ -104,6 +109,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             return await work
         finally:
             self._in_flight -= 1
+            self._last_request_s = perf_counter()
             self._metrics.in_flight.set(self._in_flight)
 
     async def _refuse(self, method: str, context: grpc.aio.ServicerContext, code: grpc.StatusCode, reason: str) -> None:

@@ -16,7 +16,7 @@ MAX_QUEUED = 1_000
 """Answers that wait to be serialised; beyond, slates are dropped and counted."""
 MAX_BUFFERED_KBYTES = 64 * 1024
 SEND_TIMEOUT_MS = 60_000
-FLUSH_S = 5.0
+FLUSH_S = 3.0
 
 
 class SlateLog:

@@ -1,0 +1,345 @@
+"""The real service in its own environment, on a tiny bundle, an SQLite store and a real broker."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from features.backends import Backend, open_backend
+from features.events import EventType
+from features.names import Topics
+from features.repo import FeatureRepo, write_repo
+from features.slates import SlateRecord, parse_slate
+from features.tile_rows import TileRow
+from features.tiles import ITEM_TILES, USER_CATEGORY_TILES, TileFamily
+from features.user_state import Interaction
+from serving.client import RankingClient, RankingError
+from tests.conftest import ROOT, free_port, running, wait_for
+from tests.serving_bundle import promote, tiny_items, write_tiny_bundle
+
+SERVE_PYTHON = str(ROOT / ".venv" / "serve" / "bin" / "python")
+NO_BROKER = "127.0.0.1:1"
+
+
+@dataclass
+class Service:
+    """One running service and where its parts lie."""
+
+    address: str
+    metrics_url: str
+    bundles: Path
+    store: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+    topics: Topics
+
+    def metric(self, line_start: str) -> float:
+        text = httpx.get(self.metrics_url, timeout=5).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))
+
+
+def _repo(directory: Path) -> Path:
+    store = directory / "online.db"
+    write_repo(FeatureRepo(directory=directory / "repo", location=str(store), offline_root=directory / "offline"))
+    return store
+
+
+@contextmanager
+def _service(directory: Path, kafka: str | None, topics: Topics, *extra: str, repo: bool = True) -> Iterator[Service]:
+    store = _repo(directory) if repo else directory / "online.db"
+    port, metrics_port, bundles, log = free_port(), free_port(), directory / "bundles", directory / "serving.log"
+    bundles.mkdir(exist_ok=True)
+    command = [SERVE_PYTHON, "-m", "serving.server", "--port", str(port), "--bundles", str(bundles)]
+    command += ["--feature-repo", str(directory / "repo"), "--metrics-port", str(metrics_port)]
+    command += ["--items-topic", topics.items, "--slates-topic", topics.slates, "--topics-version", topics.version]
+    command += ["--bootstrap-servers", kafka] if kafka else []
+    with running([*command, *extra], log) as process:
+        address = f"127.0.0.1:{port}"
+        wait_for(lambda: _health(address) is not None or process.poll() is not None, f"the service; see {log}")
+        assert process.poll() is None, log.read_text()
+        yield Service(address, f"http://127.0.0.1:{metrics_port}/metrics", bundles, store, process, log, topics)
+
+
+def _health(address: str) -> int | None:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1).status
+        except grpc.RpcError:
+            return None
+
+
+def _promoted(service: Service, bundle_id: str = "tiny") -> None:
+    if not (service.bundles / bundle_id).exists():
+        write_tiny_bundle(service.bundles, bundle_id)
+    promote(service.bundles, bundle_id)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    wait_for(lambda: _health(service.address) == serving, f"health SERVING; see {service.log}")
+
+
+def _values(family: TileFamily, **columns: int) -> tuple[int, ...]:
+    return tuple(columns.get(column.name, 0) for column in family.columns)
+
+
+def _click(backend: Backend, user_id: str, category: str, clicks: int, now_ms: int) -> None:
+    """What the writer does for clicks of the current minute: one tile and the interactions."""
+    minute_ms = now_ms // 60_000 * 60_000
+    values = _values(USER_CATEGORY_TILES, clicks=clicks, last_clicks_ms=now_ms)
+    tile = TileRow((user_id, category), 60_000, minute_ms, clicks, now_ms, values)
+    interactions = [
+        Interaction(
+            event_id=f"{user_id}-{category}-{k}",
+            event_type=EventType.CLICK,
+            event_time_ms=now_ms - k,
+            user_id=user_id,
+            item_id=f"{category}{k:02d}",
+            category=category,
+            creator_id=f"{category}-0",
+        )
+        for k in range(clicks)
+    ]
+    backend.write_tiles(USER_CATEGORY_TILES.name, [tile], {})
+    backend.write_interactions(interactions, {})
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@pytest.fixture(scope="module")
+def module_topics(kafka_broker: str) -> Topics:
+    from infra.kafka import create_topics
+
+    names = Topics(version="serving-test", items="items.serving-test", slates="slates.serving-test")
+    create_topics(kafka_broker, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def service(kafka_broker: str, module_topics: Topics, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with _service(tmp_path_factory.mktemp("serving"), kafka_broker, module_topics) as started:
+        with pytest.raises(RankingError) as refused, RankingClient(started.address) as client:
+            client.recommend("u", timeout_s=0.5)
+        assert refused.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+        assert _health(started.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+        _promoted(started)
+        yield started
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[RankingClient]:
+    with RankingClient(service.address, timeout_s=5.0) as connected:
+        yield connected
+
+
+def test_an_unknown_user_gets_a_slate(client: RankingClient) -> None:
+    slate = client.recommend("nobody", 10, device="phone", locale="pt-BR")
+    assert len(slate.items) == 10 and [item.position for item in slate.items] == list(range(10))
+    assert slate.bundle_id == "tiny" and slate.experiment_arm == "millrace" and not slate.degraded
+    assert slate.newest_event_time_ms is None
+    assert set(slate.items[0].head_probabilities) == {"click", "completion", "like", "share", "hide", "watch_fraction"}
+    assert set(slate.stage_ms) == {"hydrate", "retrieve", "filter", "score", "rerank", "side_effects"}
+
+
+def test_the_wire_contract_is_reflected(service: Service) -> None:
+    with grpc.insecure_channel(service.address) as channel:
+        known = ProtoReflectionDescriptorDatabase(channel)
+        assert "millrace.ranking.v1.RankingService" in known.get_services()
+        assert known.FindFileContainingSymbol("millrace.ranking.v1.Slate").name == "serving/ranking.proto"
+
+
+def test_bad_input_names_the_field(client: RankingClient) -> None:
+    for bad, field in ({"count": 501}, "count"), ({"arm": "nope"}, "experiment_arm"), ({"locale": "?"}, "locale"):
+        with pytest.raises(RankingError, match=f"INVALID_ARGUMENT: {field}: got .* allowed: "):
+            client.recommend("u", **bad)  # type: ignore[arg-type]
+
+
+def test_rank_scores_the_callers_items(client: RankingClient) -> None:
+    slate = client.rank("nobody", ["cats39", "art00", "nope", "art00"], explain=True)
+    assert [item.item_id for item in slate.items] == ["art00", "cats39"]
+    assert slate.unknown_item_ids == ("nope",)
+    assert slate.items[0].score == pytest.approx(sum(slate.items[0].contributions.values()), abs=1e-6)
+    assert not client.rank("nobody", []).items
+    assert len(client.rank("nobody", [f"x{k}" for k in range(10_000)]).unknown_item_ids) == 10_000
+
+
+def test_events_in_the_store_change_the_next_slate(service: Service, client: RankingClient) -> None:
+    before = client.recommend("fan", 10, explore=False)
+    now_ms = _now_ms()
+    with open_backend(str(service.store)) as backend:
+        _click(backend, "fan", "sport", 5, now_ms)
+    after = client.recommend("fan", 10, explore=False)
+    assert after.newest_event_time_ms == now_ms and (after.newest_event_age_ms or 0) < 60_000
+    share = [sum(item.category == "sport" for item in slate.items) for slate in (before, after)]
+    assert share[0] == 0 and share[1] >= 5, share
+    assert not {f"sport{k:02d}" for k in range(5)} & {item.item_id for item in after.items}
+
+
+def test_item_tiles_reach_the_features_within_seconds(
+    service: Service, client: RankingClient, kafka_broker: str
+) -> None:
+    producer = Producer({"bootstrap.servers": kafka_broker})
+    now_ms = _now_ms()
+    start_ms = now_ms // ITEM_TILES.tile_ms * ITEM_TILES.tile_ms
+    key = {"item_id": "song07", "category": "song", "creator_id": "song-1", "tile_ms": ITEM_TILES.tile_ms}
+    names = [column.name for column in ITEM_TILES.columns]
+    columns = dict(zip(names, _values(ITEM_TILES, clicks=8, impressions=10), strict=True))
+    row = {**key, "tile_start_ms": start_ms, "n": 18, "max_event_time_ms": now_ms, **columns}
+    producer.produce(service.topics.tiles("item"), json.dumps(row).encode(), json.dumps(key).encode())
+    producer.flush(10)
+
+    def clicks() -> float:
+        return client.rank("nobody", ["song07"], explain=True).items[0].features["item_clicks_1h"]
+
+    wait_for(lambda: clicks() == 8, "the item's tile in its features", timeout_s=10)
+    found = client.recommend("nobody", 200, explore=False)
+    assert any(item.item_id == "song07" and "trending" in item.sources for item in found.items)
+
+
+def test_new_items_and_availability_hold_at_once(service: Service, client: RankingClient, kafka_broker: str) -> None:
+    producer = Producer({"bootstrap.servers": kafka_broker})
+    new = replace(tiny_items()[0], item_id="brand-new", category="fresh", creator_id="somebody")
+
+    def send_and_wait(available: bool) -> float:
+        item = replace(new, available=available)
+        producer.produce(service.topics.items, item.to_json(), item.item_id.encode())
+        producer.flush(10)
+        sent_s = time.monotonic()
+
+        def there() -> bool:
+            return bool(client.recommend("nobody", 5, categories=["fresh"]).items) == available
+
+        wait_for(there, f"available={available}", timeout_s=10, every_s=0.01)
+        return time.monotonic() - sent_s
+
+    send_and_wait(True)
+    assert send_and_wait(False) < 2.0
+
+
+def test_slates_land_in_kafka(service: Service, client: RankingClient, kafka_broker: str) -> None:
+    sent = client.recommend("logged", 10)
+    record = _slate_of(kafka_broker, service.topics.slates, sent.request_id)
+    assert (record.user_id, record.bundle_id, record.arm) == ("logged", sent.bundle_id, "millrace")
+    assert [item.item_id for item in record.items] == [item.item_id for item in sent.items]
+    assert [item.propensity for item in record.items] == pytest.approx([item.propensity for item in sent.items])
+    assert len(record.candidates) == sent.candidates_scored > 50
+    assert "item_ctr_7d" in record.items[0].features and "user_ctr_7d" in record.user_features
+    wait_for(lambda: service.metric('ranking_slates_total{fate="sent"}') >= 1, "the count of sent slates")
+
+
+def _slate_of(bootstrap_servers: str, topic: str, request_id: str) -> SlateRecord:
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "test", "enable.auto.commit": False})
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+
+        def found() -> SlateRecord | None:
+            for message in consumer.consume(500, 0.2):
+                record = parse_slate(message.value() or b"")
+                if record.request_id == request_id:
+                    assert message.key() == record.user_id.encode()
+                    return record
+            return None
+
+        got = wait_for(found, f"slate {request_id} on {topic}", timeout_s=20)
+        assert isinstance(got, SlateRecord)
+        return got
+    finally:
+        consumer.close()
+
+
+def test_a_promotion_switches_and_a_corrupt_bundle_is_refused(service: Service, client: RankingClient) -> None:
+    _promoted(service, "second")
+    wait_for(lambda: client.recommend("u").bundle_id == "second", "the second bundle")
+    (write_tiny_bundle(service.bundles, "corrupt") / "ranker.onnx").write_bytes(b"rubbish")
+    promote(service.bundles, "corrupt")
+    wait_for(lambda: service.metric("ranking_bundles_refused") >= 1, "the refusal", timeout_s=20)
+    assert client.recommend("u").bundle_id == "second"
+    promote(service.bundles, "tiny")
+    wait_for(lambda: client.recommend("u").bundle_id == "tiny", "the roll-back")
+    assert "ranker.onnx is altered" in service.log.read_text()
+
+
+def test_metrics_count_what_was_asked(service: Service, client: RankingClient) -> None:
+    before = service.metric('ranking_requests_total{code="OK",method="Recommend"}')
+    client.recommend("u")
+    assert service.metric('ranking_requests_total{code="OK",method="Recommend"}') == before + 1
+    assert service.metric("ranking_catalogue_items") >= 200
+
+
+def test_too_many_at_once_are_shed(tmp_path: Path, module_topics: Topics) -> None:
+    with _service(tmp_path, None, module_topics, "--max-in-flight", "1", "--workers", "1") as busy:
+        _promoted(busy)
+        with grpc.insecure_channel(busy.address) as channel:
+            from serving import ranking_pb2 as pb
+            from serving import ranking_pb2_grpc
+
+            stub = ranking_pb2_grpc.RankingServiceStub(channel)
+            request = pb.RecommendRequest(user_id="u", count=100)
+            futures = [stub.Recommend.future(request, timeout=10) for _ in range(50)]
+            codes = [future.code() for future in futures]
+        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        shed = next(future for future in futures if future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert dict(shed.trailing_metadata())["retry-after-ms"] == "50"
+
+
+def test_without_store_and_kafka_it_serves_what_is_popular(tmp_path: Path, module_topics: Topics) -> None:
+    with _service(tmp_path, NO_BROKER, module_topics, repo=False) as alone, RankingClient(alone.address, 5.0) as client:
+        _promoted(alone)
+        slate = client.recommend("somebody", 10)
+        assert len(slate.items) == 10
+        assert "no feature repo" in slate.degraded["hydrate"]
+        wait_for(lambda: "retrieve" in client.recommend("somebody", 10).degraded, "word that Kafka is away")
+        _repo(tmp_path)
+        wait_for(lambda: "hydrate" not in client.recommend("somebody", 10).degraded, "the store, once it is there")
+
+
+def test_sigterm_answers_what_is_under_way(tmp_path: Path, module_topics: Topics) -> None:
+    with _service(tmp_path, None, module_topics) as ending:
+        _promoted(ending)
+        with grpc.insecure_channel(ending.address) as channel:
+            from serving import ranking_pb2 as pb
+            from serving import ranking_pb2_grpc
+
+            stub = ranking_pb2_grpc.RankingServiceStub(channel)
+            items = [item.item_id for item in tiny_items()]
+            stub.Rank(pb.RankRequest(user_id="u", item_ids=items), timeout=5)
+            under_way = [stub.Rank.future(pb.RankRequest(user_id="u", item_ids=items), timeout=5) for _ in range(8)]
+            ending.process.send_signal(signal.SIGTERM)
+            assert {future.code() for future in under_way} == {grpc.StatusCode.OK}
+        assert ending.process.wait(15) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--port", "0"], "allowed: a port from 1 to 65535"),
+        (["--bundles", "pyproject.toml"], "which is a file; allowed: a directory"),
+        (["--workers", "none"], "allowed: a whole number from 1"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    ],
+)
+def test_wrong_flags_end_in_one_sentence(flags: list[str], words: str) -> None:
+    good = ["--port", "5000", "--bundles", "var/none", "--feature-repo", "var/none"]
+    done = subprocess.run(
+        [SERVE_PYTHON, "-m", "serving.server", *good, *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_busy_port_ends_in_one_sentence(service: Service) -> None:
+    port = service.address.split(":")[1]
+    command = [SERVE_PYTHON, "-m", "serving.server", "--port", port, "--bundles", "var/x", "--feature-repo", "var/x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"port {port} of 127.0.0.1 is taken" in done.stderr and "Traceback" not in done.stderr
