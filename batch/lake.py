@@ -56,7 +56,9 @@ INGESTED: tuple[TableDefinition, ...] = (
 def create_tables(lake: Path, definitions: tuple[TableDefinition, ...] = INGESTED) -> None:
     """Creates the tables that are not there yet; those that exist are left as they are."""
     for definition in definitions:
-        schema = to_arrow_schema(StructType.fromDDL(definition.columns))
+        columns = StructType.fromDDL(definition.columns)
+        assert isinstance(columns, StructType)  # a DDL without brackets is always one
+        schema = to_arrow_schema(columns)
         partitioned_by = list(definition.partitioned_by)
         DeltaLog.create(str(lake / definition.path), schema, mode="ignore", partition_by=partitioned_by)
 

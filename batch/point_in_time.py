@@ -83,7 +83,7 @@ def _deltas(sweep: Sweep, events: DataFrame, last_ms: int) -> DataFrame:
     selected = " OR ".join(sorted({selection_sql(column.events) for column in sweep.columns}))
     opening = f"greatest(arrival_ms + 1, {_floor('event_time_ms', tile_ms)})"
     counted = events.where(selected).selectExpr(
-        *sweep.keys, "event_time_ms", f"{opening} AS _open", *(_added_sql(column) for column in sweep.columns)
+        *sweep.keys, "event_time_ms", f"{opening} AS _open", *(added_sql(column) for column in sweep.columns)
     )
     steps = [f"struct(_open AS at, {_OPEN} AS kind)"]
     for kind, (window_ms, tile) in enumerate(sweep.windows, start=1):
@@ -116,7 +116,7 @@ def _running(sweep: Sweep, steps: DataFrame) -> DataFrame:
                 merged = f"max(CASE WHEN kind = {_OPEN} THEN {name} ELSE 0 END)"
             else:
                 merged = f"sum(CASE kind WHEN {_OPEN} THEN {name} WHEN {kind} THEN -{name} ELSE 0 END)"
-            parts[_part(column, kind)] = f"{merged} OVER ({order}) AS {_part(column, kind)}"
+            parts[part_name(column, kind)] = f"{merged} OVER ({order}) AS {part_name(column, kind)}"
     swept = steps.selectExpr(*sweep.keys, "at AS t_ms", "kind", *parts.values())
     return swept.where(f"kind = {_QUERY}")
 
@@ -124,7 +124,7 @@ def _running(sweep: Sweep, steps: DataFrame) -> DataFrame:
 def _finalised(sweep: Sweep, merged: DataFrame) -> DataFrame:
     values = []
     for feature in sweep.features:
-        parts = [_part(column, sweep.kind_of(feature)) for column in feature_columns(feature)]
+        parts = [part_name(column, sweep.kind_of(feature)) for column in feature_columns(feature)]
         values.append(f"{finalise_sql(feature, parts)} AS {feature.name}")
     return merged.selectExpr(*sweep.keys, "t_ms", *values)
 
@@ -144,12 +144,14 @@ def finalise_sql(feature: WindowedFeature, parts: Sequence[str]) -> str:
             return f"CASE WHEN {parts[0]} = 0 OR {parts[0]} < {start} THEN {default} ELSE {since} END"
 
 
-def _added_sql(column: Column) -> str:
+def added_sql(column: Column) -> str:
+    """What one event adds to the column, under the column's name; 0 where the event is not selected."""
     added = "1" if column.field is None else column.field
     return f"CAST(CASE WHEN {selection_sql(column.events)} THEN {added} ELSE 0 END AS BIGINT) AS {column.name}"
 
 
-def _part(column: Column, kind: int) -> str:
+def part_name(column: Column, kind: int) -> str:
+    """The name of the column merged over the window of that kind."""
     return f"{column.name}__{kind}"
 
 

@@ -13,6 +13,8 @@ SESSION_SETTINGS: dict[str, str] = {
     "spark.sql.session.timeZone": "UTC",
     # A wrong cast or an overflow is an error, never a silent null.
     "spark.sql.ansi.enabled": "true",
+    # What Feast and pyarrow read as an instant in UTC.
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     # Delta's log has few entries here; its default of 50 tasks per read costs seconds.

@@ -1,0 +1,80 @@
+"""Day tiles: every past day counted by the same rule as the stream's tiles, kept in Delta and sent to the tile topics.
+
+A day is over when its end is not after now; days that are not over are the stream's alone, whose head tile is
+finer. A day is counted again when the number of its events differs from what its tiles have counted, so a late
+event reopens its day and an unchanged lake changes nothing. Rows are absolute: sending them twice does no harm,
+and they are sent before the table says that they are counted.
+"""
+
+from pathlib import Path
+
+from deltalake import DeltaTable as DeltaLog
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import expr
+
+from batch.lake import TABLES, read_table
+from features import specs
+from features.tiles import DAY_TILE_MS, TileFamily, column_sql, tile_start
+
+
+def count_days(events: DataFrame, family: TileFamily) -> DataFrame:
+    """The family's day tiles of valid, distinct events that are not too late, with `event_date`."""
+    start = f"event_time_ms - event_time_ms % {DAY_TILE_MS}"
+    grouped = events.groupBy(*family.key_fields, "event_date", expr(start).alias("tile_start_ms"))
+    columns = (expr(column_sql(column)).alias(column.name) for column in family.columns)
+    return grouped.agg(expr("count(*)").alias("n"), expr("max(event_time_ms)").alias("max_event_time_ms"), *columns)
+
+
+def refresh_days(
+    spark: SparkSession, lake: Path, family: TileFamily, now_ms: int, bootstrap_servers: str, topic: str
+) -> dict[str, object]:
+    """Counts, sends and stores the days that changed. Returns the table's path, the days and the number of rows."""
+    table = f"{TABLES.day_tiles}/{family.name}"
+    past = f"NOT too_late AND event_time_ms < {tile_start(now_ms, DAY_TILE_MS)}"
+    events = read_table(spark, lake, TABLES.silver_events).where(past)
+    days = _changed_days(spark, lake, table, events)
+    rows = 0
+    if days:
+        dates = ", ".join(f"DATE'{day}'" for day in days)
+        tiles = count_days(events.where(f"event_date IN ({dates})"), family).persist(StorageLevel.MEMORY_AND_DISK)
+        try:
+            _send(tiles, family, bootstrap_servers, topic)
+            _store(tiles, lake / table, f"event_date IN ({dates})")
+            rows = tiles.count()
+        finally:
+            tiles.unpersist()
+    return {"table": table, "days": days, "rows": rows}
+
+
+def _changed_days(spark: SparkSession, lake: Path, table: str, events: DataFrame) -> list[str]:
+    happened = {str(row["day"]): row["n"] for row in _per_day(events, "count(*)")}
+    counted = {}
+    if DeltaLog.is_deltatable(str(lake / table)):
+        tiles = read_table(spark, lake, table).where(f"spec_version = '{specs.version()}'")
+        counted = {str(row["day"]): row["n"] for row in _per_day(tiles, "sum(n)")}
+    return sorted(day for day, n in happened.items() if counted.get(day) != n)
+
+
+def _per_day(rows: DataFrame, total: str) -> list[dict[str, object]]:
+    return [row.asDict() for row in rows.groupBy(expr("event_date").alias("day")).agg(expr(total).alias("n")).collect()]
+
+
+def _send(tiles: DataFrame, family: TileFamily, bootstrap_servers: str, topic: str) -> None:
+    """Rows in the stream's own wire format: JSON key and JSON value (`features.tiles`)."""
+    key = [*family.key_fields, f"{DAY_TILE_MS}L AS tile_ms", "tile_start_ms"]
+    value = [*key, "n", "max_event_time_ms", *(column.name for column in family.columns)]
+    records = tiles.selectExpr(
+        f"to_json(struct({', '.join(key)})) AS key", f"to_json(struct({', '.join(value)})) AS value"
+    )
+    sink = records.write.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
+    sink.option("topic", topic).save()
+
+
+def _store(tiles: DataFrame, path: Path, changed: str) -> None:
+    stamped = tiles.selectExpr("*", f"{DAY_TILE_MS}L AS tile_ms", f"'{specs.version()}' AS spec_version")
+    writer = stamped.repartition("event_date").write.format("delta").mode("overwrite").partitionBy("event_date")
+    if DeltaLog.is_deltatable(str(path)):
+        # A changed definition adds columns; days of the older version stay until they are counted again, now.
+        writer = writer.option("replaceWhere", changed).option("mergeSchema", "true")
+    writer.save(str(path))
