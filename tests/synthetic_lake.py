@@ -134,6 +134,7 @@ class _Log:
                 "creator_id": item.creator_id,
                 "category": item.category,
                 "arrival_ms": at_ms,
+                "too_late": False,
             }
         )
         for key in _keys(user, item).values():
