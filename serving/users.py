@@ -22,7 +22,7 @@ READERS = 4
 MAX_PENDING = 16
 """Reads under way at which further ones are refused: a store that hangs must not pile up threads or memory."""
 REOPEN_AFTER_S = 1.0
-"""How long a store that could not be opened, or did not answer, is left alone."""
+"""How long a store that could not be opened, or failed, is left alone."""
 
 
 class UserReadError(RuntimeError):
@@ -57,8 +57,8 @@ def _empty_features_F(entity: Entity) -> Float64s:  # noqa: N802 - shape suffix
 class UserReader:
     """Reads users from the store in threads of its own, so that a slow store costs a request its limit and no more.
 
-    Measured here: the hand-over to the thread and back costs 0.06 ms, a read 0.4 ms. The store is opened at the
-    first read and again after a failure, at most once each `REOPEN_AFTER_S`.
+    Measured on SQLite: a read in the calling thread takes 0.42 ms (p99 0.77), this way 0.49 ms (p99 0.84). The store
+    is opened at the first read; one that fails is left alone for `REOPEN_AFTER_S`.
     """
 
     def __init__(self, open_store: Callable[[], Backend], monotonic_s: Callable[[], float]) -> None:

@@ -299,7 +299,10 @@ def test_without_store_and_kafka_it_serves_what_is_popular(tmp_path: Path, modul
         slate = client.recommend("somebody", 10)
         assert len(slate.items) == 10
         assert "no feature repo" in slate.degraded["hydrate"]
-        wait_for(lambda: "retrieve" in client.recommend("somebody", 10).degraded, "word that Kafka is away")
+        for stage in ("retrieve", "side_effects"):
+            wait_for(
+                lambda: stage in client.recommend("somebody", 10).degraded, f"word from {stage} of Kafka's absence"
+            )
         _repo(tmp_path)
         wait_for(lambda: "hydrate" not in client.recommend("somebody", 10).degraded, "the store, once it is there")
 
