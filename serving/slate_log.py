@@ -53,10 +53,10 @@ class SlateLog:
         return "the slate waits to be logged: Kafka does not answer" if self._down else None
 
     def close(self) -> None:
-        """Sends what is queued, for at most `FLUSH_S`."""
+        """Sends what is queued: for at most `FLUSH_S`, or hardly waiting when Kafka does not answer."""
         self._stop.set()
         self._thread.join(timeout=FLUSH_S)
-        unsent = self._producer.flush(FLUSH_S) + self._queue.qsize()
+        unsent = self._producer.flush(FLUSH_S / 10 if self._down else FLUSH_S) + self._queue.qsize()
         if unsent:
             self._metrics.slates.labels("dropped").inc(unsent)
             _log.warning("%d slates were not sent before the end", unsent)
