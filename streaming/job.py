@@ -54,6 +54,7 @@ POLL_S = 0.5
 BROKER_WAIT_S = 10.0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+_JVM_ENDED = "its JVM has ended by itself, and said why in the log above if it could"
 
 
 class JobError(RuntimeError):
@@ -138,7 +139,7 @@ def run(config: JobConfig, restored: Checkpoint | None, stopped: threading.Event
         sql = compile_job(config.topics, config.bootstrap_servers)
         record_plan(config.version_dir, sql.plan_hash)
         forget_other_runs(config.version_dir, restored)
-        client = _started(lambda: _submit(sql, settings(config, restored)), stopped)
+        client = _started(lambda: _submit(sql, settings(config, restored)), gateway.is_alive, stopped)
         if client is not None:
             _watch(client, gateway.is_alive, stopped)
     finally:
@@ -158,7 +159,7 @@ def explain(config: JobConfig) -> str:
         gateway.stop()
 
 
-def _started(submit: Callable[[], Any], stopped: threading.Event) -> Any:
+def _started(submit: Callable[[], Any], jvm_is_alive: Callable[[], bool], stopped: threading.Event) -> Any:
     """Submits the job; None where a stop came first. What Flink says of a failure becomes one sentence."""
     from py4j.protocol import Py4JError
     from pyflink.util.exceptions import JavaException
@@ -168,7 +169,8 @@ def _started(submit: Callable[[], Any], stopped: threading.Event) -> Any:
     except (Py4JError, JavaException, RuntimeError, OSError) as error:
         if stopped.is_set():
             return None
-        raise JobError(f"the job did not start: {last_cause(str(error))}") from error
+        reason = last_cause(str(error)) if jvm_is_alive() else _JVM_ENDED
+        raise JobError(f"the job did not start: {reason}") from error
 
 
 def _environment(values: dict[str, str]) -> "TableEnvironment":
@@ -202,7 +204,7 @@ def _watch(client: Any, jvm_is_alive: Callable[[], bool], stopped: threading.Eve
     """Returns when told to stop; raises `JobError` when the job or its JVM ends by itself."""
     while not stopped.wait(POLL_S):
         if not jvm_is_alive():
-            raise JobError("the job's JVM has ended by itself; its last words are in the log above")
+            raise JobError(_JVM_ENDED)
         status = client.get_job_status().result().name
         if status in ("FAILED", "CANCELED", "FINISHED", "SUSPENDED"):
             raise JobError(f"the job is {status}: {_failure(client)}")
@@ -341,9 +343,9 @@ def _quieten() -> None:
     """Libraries that say much and mean little: Beam at import, py4j of every object once its JVM has ended."""
     for name in ("apache_beam", "pyflink"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    py4j = logging.getLogger("py4j")
-    py4j.addHandler(logging.NullHandler())
-    py4j.propagate = False
+    for handler in logging.getLogger().handlers:
+        # py4j logs by the root logger too.
+        handler.addFilter(lambda record: record.module != "java_gateway")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
