@@ -45,7 +45,8 @@ def read_test_examples(path: Path) -> pa.Table:
 
 def evaluate_bundle(bundle: Bundle, rows: pa.Table) -> BundleQuality:
     """Scores the rows as this bundle would: its own indices, ranker, calibration and value weights."""
-    examples = assemble(rows.to_batches(max_chunksize=BATCH_ROWS), bundle.ranker.layout, bundle.item_table)
+    batches = rows.to_batches(max_chunksize=BATCH_ROWS)
+    examples = assemble(batches, rows.num_rows, bundle.ranker.layout, bundle.item_table)
     clicked_N = examples.label_NT[:, HEADS.index("click")]
     served, logged = bundle.ranker.score(examples.inputs.as_served()), bundle.ranker.score(examples.inputs)
     value_N = value(served, bundle.value_weights).astype(np.float64)

@@ -4,7 +4,7 @@ The assembly is `models.ranker_inputs`', as in a request. Shapes: N examples, T 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ COLUMNS: tuple[str, ...] = (
     *(feature.name for feature in WINDOWED_FEATURES),
     *LABELS,
 )
-BATCH_ROWS = 20_000
+BATCH_ROWS = 10_000
 MAX_EXAMPLES = 1_000_000
 """The newest examples that a training run reads, which bounds its memory at about 1 GB."""
 
@@ -83,13 +83,20 @@ def example_dataset(lake: Path) -> tuple[ds.Dataset, int]:
     return dataset, version
 
 
-def example_batches(dataset: ds.Dataset, limit: int = MAX_EXAMPLES) -> Iterator[pa.RecordBatch]:
-    """The newest `limit` examples (a few more where instants tie), in batches of bounded size."""
-    chosen = None
-    if dataset.count_rows() > limit:
-        time_ms_N = dataset.to_table(columns=["t_ms"]).column("t_ms").to_numpy()
-        chosen = pc.field("t_ms") >= int(np.partition(time_ms_N, len(time_ms_N) - limit)[len(time_ms_N) - limit])
-    batches: Iterator[pa.RecordBatch] = dataset.to_batches(columns=list(COLUMNS), filter=chosen, batch_size=BATCH_ROWS)
+def newest(dataset: ds.Dataset, limit: int = MAX_EXAMPLES) -> ds.Dataset:
+    """The newest `limit` examples (a few more where instants tie)."""
+    if dataset.count_rows() <= limit:
+        return dataset
+    time_ms_N = dataset.to_table(columns=["t_ms"]).column("t_ms").to_numpy()
+    oldest_ms = int(np.partition(time_ms_N, len(time_ms_N) - limit)[len(time_ms_N) - limit])
+    return dataset.filter(ds.field("t_ms") >= oldest_ms)
+
+
+def example_batches(dataset: ds.Dataset) -> Iterator[pa.RecordBatch]:
+    """The examples in batches of bounded size, read with as little ahead as may be."""
+    batches: Iterator[pa.RecordBatch] = dataset.to_batches(
+        columns=list(COLUMNS), batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1
+    )
     return (batch for batch in batches if batch.num_rows)
 
 
@@ -99,23 +106,31 @@ def devices_of(dataset: ds.Dataset) -> tuple[str, ...]:
     return tuple(sorted(device for device in found if device))
 
 
-def assemble(batches: Iterable[pa.RecordBatch], layout: RankerLayout, item_table: ItemTable) -> Examples:
-    """The examples as inputs and labels. Raises `LakeError` when there are none."""
-    parts, labels, times, users, requests = [], [], [], [], []
+def assemble(batches: Iterable[pa.RecordBatch], rows: int, layout: RankerLayout, item_table: ItemTable) -> Examples:
+    """The examples as inputs and labels; `rows` is how many there are in all batches.
+
+    Raises `LakeError` when there are none.
+    """
+    if not rows:
+        raise LakeError("there are no examples; run batch/training_examples.py first.")
+    joined: dict[str, npt.NDArray[Any]] = {}
+    users, requests, start = [], [], 0
     for batch in batches:
-        parts.append(_inputs(batch, layout, item_table))
-        labels.append(_matrix(batch, LABELS, np.nan))
-        times.append(batch.column("t_ms").to_numpy(zero_copy_only=False))
+        part = _inputs(batch, layout, item_table).feed()
+        part["label_NT"] = _matrix(batch, LABELS, np.nan)
+        part["time_ms_N"] = batch.column("t_ms").to_numpy(zero_copy_only=False).astype(np.int64)
+        for name, array in part.items():
+            whole = joined.setdefault(name, np.empty((rows, *array.shape[1:]), array.dtype))
+            whole[start : start + len(array)] = array
         users.append(batch.column("user_id").cast(pa.string()))
         requests.append(batch.column("request_id").cast(pa.string()))
-    if not parts:
-        raise LakeError("there are no examples; run batch/training_examples.py first.")
+        start += batch.num_rows
     return Examples(
-        inputs=_concatenated(parts),
-        label_NT=np.concatenate(labels),
-        time_ms_N=np.concatenate(times).astype(np.int64),
+        label_NT=joined.pop("label_NT"),
+        time_ms_N=joined.pop("time_ms_N"),
         user_N=_dense(users),
         request_N=_dense(requests),
+        inputs=RankerInputs(**joined),
     )
 
 
@@ -153,13 +168,6 @@ def _histories(batch: pa.RecordBatch, item_table: ItemTable) -> Histories:
 def _matrix(batch: pa.RecordBatch, names: Iterable[str], null: float) -> Float32s:
     columns = [batch.column(name).cast(pa.float64()).fill_null(null) for name in names]
     return np.stack([column.to_numpy(zero_copy_only=False).astype(np.float32) for column in columns], axis=1)
-
-
-def _concatenated(parts: list[RankerInputs]) -> RankerInputs:
-    arrays: dict[str, Any] = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(RankerInputs)
-    }
-    return RankerInputs(**arrays)
 
 
 def _dense(parts: list[pa.Array]) -> Int64s:

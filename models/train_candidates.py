@@ -22,11 +22,13 @@ from models.workspace import CANDIDATES, REPORT, atomic_json, new_run, save_arra
 log = logging.getLogger(__name__)
 
 TUNING_GRID: tuple[dict[str, float], ...] = (
-    {"regularization": 0.05, "alpha": 2.0},
     {"regularization": 1.0, "alpha": 2.0},
-    {"regularization": 5.0, "alpha": 5.0},
-    {"regularization": 10.0, "alpha": 2.0},
     {"regularization": 30.0, "alpha": 5.0},
+    {"regularization": 100.0, "alpha": 5.0},
+    {"regularization": 100.0, "alpha": 20.0},
+    {"regularization": 300.0, "alpha": 40.0},
+    {"regularization": 1000.0, "alpha": 100.0},
+    {"regularization": 1000.0, "alpha": 300.0},
 )
 """What ALS chooses from by recall on validation: little to strong shrinkage, weak to strong confidence."""
 

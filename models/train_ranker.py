@@ -21,7 +21,7 @@ from features import specs
 from features.names import LakeTables
 from models import refusal
 from models.bundle import CALIBRATION, LAYOUT, RANKER
-from models.examples import Examples, assemble, devices_of, example_batches, example_dataset
+from models.examples import Examples, assemble, devices_of, example_batches, example_dataset, newest
 from models.item_table import ItemTable
 from models.ranker import baselines
 from models.ranker.calibration import Calibration, fit_platt, identity
@@ -146,7 +146,8 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
         item_table = ItemTable.from_arrays(dict(stored))
     dataset, version = example_dataset(lake)
     layout = layout_for(item_table, devices_of(dataset))
-    examples = assemble(example_batches(dataset), layout, item_table)
+    chosen = newest(dataset)
+    examples = assemble(example_batches(chosen), chosen.count_rows(), layout, item_table)
     split = time_split(examples.time_ms_N)
     rows = {
         name: np.flatnonzero(part(examples.time_ms_N))
@@ -182,9 +183,8 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
 
 
 def _test_rows(dataset: ds.Dataset, split: TimeSplit) -> pa.Table:
-    return pa.Table.from_batches(
-        example_batches(dataset.filter(ds.field("t_ms") >= split.test_start_ms), MAX_TEST_EXAMPLES)
-    )
+    test = dataset.filter(ds.field("t_ms") >= split.test_start_ms)
+    return pa.Table.from_batches(example_batches(newest(test, MAX_TEST_EXAMPLES)))
 
 
 def main() -> None:

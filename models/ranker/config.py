@@ -12,10 +12,10 @@ class RankerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    item_dim: int = Field(default=16, ge=1)
+    item_dim: int = Field(default=8, ge=1)
     """Width of the item embedding; the history's items share it."""
-    category_dim: int = Field(default=8, ge=1)
-    creator_dim: int = Field(default=8, ge=1)
+    category_dim: int = Field(default=6, ge=1)
+    creator_dim: int = Field(default=4, ge=1)
     language_dim: int = Field(default=3, ge=1)
     context_dim: int = Field(default=3, ge=1)
     """Width of the device and of the hour embedding."""
@@ -26,7 +26,7 @@ class RankerConfig(BaseModel):
     tower_dim: int = Field(default=24, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Of the first layer's outputs."""
-    oov_dropout: float = Field(default=0.15, ge=0, lt=1)
+    oov_dropout: float = Field(default=0.3, ge=0, lt=1)
     """Share of ids shown as out of vocabulary in training, so that the model can do without them."""
     min_item_examples: int = Field(default=20, ge=0)
     """Items with fewer training examples are scored as out of vocabulary."""

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
 Batch = dict[str, Tensor]
 EVALUATION_ROWS = 8_192
+CONSTANTS_ROWS = 50_000
+"""About how many training examples the standardising constants are taken from."""
 
 
 class TrainingError(RefusalError):
@@ -152,7 +154,8 @@ def _head_weights(config: RankerConfig) -> Tensor:
 
 
 def _fit_constants(network: RankerNetwork, data: Data) -> None:
-    rows = torch.from_numpy(data.train_rows)
+    every = max(1, len(data.train_rows) // CONSTANTS_ROWS)
+    rows = torch.from_numpy(data.train_rows[::every])
     network.standard_user.fit(data.inputs["user_UF"][rows])
     network.standard_candidate.fit(data.inputs["candidate_CF"][rows])
     network.standard_static.fit(data.inputs["static_CS"][rows])

@@ -60,7 +60,7 @@ def layout(table: ItemTable) -> RankerLayout:
 
 @pytest.fixture(scope="module")
 def examples(lake: SyntheticLake, layout: RankerLayout, table: ItemTable) -> Examples:
-    return assemble(lake.examples.to_batches(BATCH_ROWS), layout, table)
+    return assemble(lake.examples.to_batches(BATCH_ROWS), lake.examples.num_rows, layout, table)
 
 
 @pytest.fixture(scope="module")
@@ -311,4 +311,4 @@ def test_history_lists_of_unlike_length_are_refused(
     types = pa.array([["click"], ["click", "like"]], pa.list_(pa.string()))
     broken = rows.set_column(rows.schema.get_field_index("history_event_types"), "history_event_types", types)
     with pytest.raises(ValueError, match="history lists"):
-        assemble(broken.to_batches(), layout, table)
+        assemble(broken.to_batches(), broken.num_rows, layout, table)
