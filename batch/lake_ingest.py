@@ -39,6 +39,23 @@ class LakeIngest:
     max_records: int = 1_000_000
     """Most Kafka records in one micro-batch: bounds the driver's memory."""
 
+    @property
+    def readers(self) -> dict[str, Path]:
+        """The checkpoint of each topic's reader."""
+        return {
+            self.topics.events: self.checkpoints / "bronze_events",
+            self.topics.items: self.checkpoints / "items",
+            self.topics.slates: self.checkpoints / "slates",
+        }
+
+
+def check(ingest: LakeIngest) -> list[str]:
+    """The topics that hold something new. Needs no Spark; raises as `run_ingest` does."""
+    behind = topics_behind(ingest.bootstrap_servers, ingest.readers)
+    bronze_rows = row_count(ingest.lake, TABLES.bronze_events)
+    check_together(ingest.readers[ingest.topics.events], TABLES.bronze_events, bronze_rows)
+    return behind
+
 
 def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
     """Reads all that the topics hold now, and says what the lake holds after it.
@@ -46,13 +63,7 @@ def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
     Raises `DataLossError` when the broker lost what the lake has not read, `CheckpointError` when lake and
     checkpoints do not belong together, `ArithmeticError` when the accounts do not balance.
     """
-    readers = {
-        ingest.topics.events: ingest.checkpoints / "bronze_events",
-        ingest.topics.items: ingest.checkpoints / "items",
-        ingest.topics.slates: ingest.checkpoints / "slates",
-    }
-    behind = topics_behind(ingest.bootstrap_servers, readers)
-    check_together(readers[ingest.topics.events], TABLES.bronze_events, row_count(ingest.lake, TABLES.bronze_events))
+    readers, behind = ingest.readers, check(ingest)
     create_tables(ingest.lake)
     before = _counts(ingest.lake)
     _run_streams(spark, ingest, {topic: readers[topic] for topic in behind})
@@ -124,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         max_records=given.max_records,
     )
     try:
+        check(ingest)  # before a session is started, which takes seconds
         write_report(run_ingest(open_session("lake_ingest"), ingest), given.report)
     except (DataLossError, CheckpointError, ArithmeticError, ConnectionError, StreamingQueryException) as error:
         return fail("lake_ingest", error)

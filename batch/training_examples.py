@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltalake import DeltaTable as DeltaLog
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
 from batch.command import fail, write_report
@@ -61,13 +62,17 @@ def run_examples(spark: SparkSession, run: ExampleRun) -> dict[str, object]:
     versions = table_versions(run.lake, sources)
     if set(versions) != set(sources) or not row_count(run.lake, TABLES.silver_events):
         raise EmptyLakeError(f"{run.lake} has no events: run lake_ingest first.")
-    events = read_table(spark, run.lake, TABLES.silver_events).where("NOT too_late")
-    impressions = impressions_of(events, run)
-    if impressions.isEmpty():
-        raise EmptyLakeError(f"{run.lake} has no impression of {run.from_date} to {run.to_date} before {run.now_ms}.")
-    examples = assemble(events, impressions, read_table(spark, run.lake, TABLES.items))
     built_from = {"sources": versions, "spec_version": specs.version(), "now_ms": run.now_ms}
-    _write(examples, run, built_from)
+    counted = read_table(spark, run.lake, TABLES.silver_events).where("NOT too_late")
+    # Read a dozen times: once for each entity's sweep, for labels, histories and the impressions of each.
+    events = counted.drop("schema_version", "topic", "partition", "offset").persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        impressions = impressions_of(events, run)
+        if impressions.isEmpty():
+            raise EmptyLakeError(f"{run.lake} has no impression of {run.from_date} to {run.to_date}.")
+        _write(assemble(events, impressions, read_table(spark, run.lake, TABLES.items)), run, built_from)
+    finally:
+        events.unpersist()
     table = str(run.lake / TABLES.examples)
     rows = row_count(run.lake, TABLES.examples)
     return {**built_from, "rows": rows, "version": DeltaLog(table).version(), "table": TABLES.examples}

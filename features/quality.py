@@ -6,8 +6,18 @@
 
 from dataclasses import dataclass
 
-import great_expectations.expectations as gxe
 from great_expectations import ExpectationSuite
+from great_expectations.expectations.core.expect_column_max_to_be_between import ExpectColumnMaxToBeBetween
+from great_expectations.expectations.core.expect_column_unique_value_count_to_be_between import (
+    ExpectColumnUniqueValueCountToBeBetween,
+)
+from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
+from great_expectations.expectations.core.expect_column_values_to_be_unique import ExpectColumnValuesToBeUnique
+from great_expectations.expectations.core.expect_column_values_to_match_regex import ExpectColumnValuesToMatchRegex
+from great_expectations.expectations.core.expect_column_values_to_not_be_null import ExpectColumnValuesToNotBeNull
+from great_expectations.expectations.core.expect_compound_columns_to_be_unique import ExpectCompoundColumnsToBeUnique
+from great_expectations.expectations.core.expect_table_row_count_to_be_between import ExpectTableRowCountToBeBetween
 from great_expectations.expectations.expectation import Expectation
 
 from features.events import (
@@ -48,18 +58,18 @@ class Thresholds:
 def events_suite(now_ms: int, thresholds: Thresholds) -> ExpectationSuite:
     """Volume, freshness, uniqueness and every rule of the contract that a column can show."""
     expectations: list[Expectation] = [
-        gxe.ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
-        gxe.ExpectCompoundColumnsToBeUnique(column_list=["user_id", "event_id"]),
-        gxe.ExpectColumnMaxToBeBetween(column="arrival_ms", min_value=now_ms - thresholds.max_age_ms),
-        gxe.ExpectColumnValuesToNotBeNull(column="too_late"),
-        gxe.ExpectColumnValuesToBeBetween(
+        ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
+        ExpectCompoundColumnsToBeUnique(column_list=["user_id", "event_id"]),
+        ExpectColumnMaxToBeBetween(column="arrival_ms", min_value=now_ms - thresholds.max_age_ms),
+        ExpectColumnValuesToNotBeNull(column="too_late"),
+        ExpectColumnValuesToBeBetween(
             column=DELAY_MS,
             min_value=-FUTURE_SKEW_MS,
             max_value=HORIZON_MS,
             row_condition="too_late == False",
             condition_parser="pandas",
         ),
-        gxe.ExpectColumnValuesToBeBetween(
+        ExpectColumnValuesToBeBetween(
             column=DELAY_MS,
             min_value=HORIZON_MS,
             strict_min=True,
@@ -74,9 +84,9 @@ def events_suite(now_ms: int, thresholds: Thresholds) -> ExpectationSuite:
 
 def _presence(field: EventField) -> list[Expectation]:
     if field.required_for == ALL_TYPES:
-        return [gxe.ExpectColumnValuesToNotBeNull(column=field.name)]
+        return [ExpectColumnValuesToNotBeNull(column=field.name)]
     return [
-        gxe.ExpectColumnValuesToNotBeNull(
+        ExpectColumnValuesToNotBeNull(
             column=field.name, row_condition=f'event_type == "{event_type}"', condition_parser="pandas"
         )
         for event_type in sorted(field.required_for)
@@ -87,14 +97,12 @@ def _validity(field: EventField) -> list[Expectation]:
     match field.kind:
         case FieldKind.EVENT_TYPE:
             types = sorted(str(event_type) for event_type in ALL_TYPES)
-            return [gxe.ExpectColumnValuesToBeInSet(column=field.name, value_set=types)]
+            return [ExpectColumnValuesToBeInSet(column=field.name, value_set=types)]
         case FieldKind.ID:
             pattern = rf"\A{ID_PATTERN.removesuffix('+')}{{1,{field.max_bytes}}}\Z"
-            return [gxe.ExpectColumnValuesToMatchRegex(column=field.name, regex=pattern)]
+            return [ExpectColumnValuesToMatchRegex(column=field.name, regex=pattern)]
         case FieldKind.INTEGER:
-            return [
-                gxe.ExpectColumnValuesToBeBetween(column=field.name, min_value=field.minimum, max_value=field.maximum)
-            ]
+            return [ExpectColumnValuesToBeBetween(column=field.name, min_value=field.minimum, max_value=field.maximum)]
 
 
 def example_columns() -> tuple[str, ...]:
@@ -106,24 +114,24 @@ def example_columns() -> tuple[str, ...]:
 def examples_suite(thresholds: Thresholds) -> ExpectationSuite:
     """Volume, no nulls, labels that a model can learn from, and every feature within what its definition allows."""
     expectations: list[Expectation] = [
-        gxe.ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
-        gxe.ExpectColumnValuesToBeUnique(column="event_id"),
-        gxe.ExpectColumnUniqueValueCountToBeBetween(column="label_click", min_value=2),
-        gxe.ExpectColumnValuesToBeInSet(column="label_completion", value_set=[0, 1]),
-        gxe.ExpectColumnValuesToBeBetween(column="label_watch_fraction", min_value=0, max_value=1),
+        ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
+        ExpectColumnValuesToBeUnique(column="event_id"),
+        ExpectColumnUniqueValueCountToBeBetween(column="label_click", min_value=2),
+        ExpectColumnValuesToBeInSet(column="label_completion", value_set=[0, 1]),
+        ExpectColumnValuesToBeBetween(column="label_watch_fraction", min_value=0, max_value=1),
     ]
     expectations += [
-        gxe.ExpectColumnValuesToNotBeNull(column=name) for name in (*_EXAMPLE_IDS, *_EXAMPLE_NUMBERS, *_BINARY_LABELS)
+        ExpectColumnValuesToNotBeNull(column=name) for name in (*_EXAMPLE_IDS, *_EXAMPLE_NUMBERS, *_BINARY_LABELS)
     ]
-    expectations += [gxe.ExpectColumnValuesToBeInSet(column=name, value_set=[0, 1]) for name in _BINARY_LABELS]
+    expectations += [ExpectColumnValuesToBeInSet(column=name, value_set=[0, 1]) for name in _BINARY_LABELS]
     for feature in WINDOWED_FEATURES:
-        expectations += [gxe.ExpectColumnValuesToNotBeNull(column=feature.name), *_feature_range(feature)]
+        expectations += [ExpectColumnValuesToNotBeNull(column=feature.name), *_feature_range(feature)]
     return ExpectationSuite(name="examples", expectations=expectations)
 
 
 def _feature_range(feature: WindowedFeature) -> list[Expectation]:
     """The bounds that follow from the definition; a rate's default lies within them too."""
-    between = gxe.ExpectColumnValuesToBeBetween
+    between = ExpectColumnValuesToBeBetween
     match feature.aggregate:
         case Aggregate.COUNT | Aggregate.SUM:
             return [between(column=feature.name, min_value=0)]
