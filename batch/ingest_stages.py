@@ -28,7 +28,9 @@ def events_stage(spark: SparkSession, lake: Path) -> Stage:
     """Bronze records → silver events once each, duplicates and dead letters."""
 
     def run(records: DataFrame, _batch_id: int) -> None:
-        judged = read_contract(records)
+        # Only dead letters need their bytes again: the others are not carried through the shuffle.
+        judged = read_contract(records).drop("key")
+        judged = judged.withColumn("value", expr("CASE WHEN reason IS NOT NULL THEN value END"))
         keys = ("user_id", "event_id")
         _write_once(spark, lake, TABLES.silver_events, judged, keys, "event_id")
 
