@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import urllib.request
 from base64 import b64decode
 from collections import Counter
@@ -268,11 +269,12 @@ class Outputs:
             latest[(*(row[name] for name in family.key_fields), row["tile_start_ms"])] = {n: row[n] for n in numbers}
         return latest
 
-    def wait_and_compare(self, expected: Expected, timeout_s: float) -> None:
+    def wait_and_compare(self, expected: Expected, job: subprocess.Popen[bytes], timeout_s: float) -> None:
         """Waits until as much has come out as is expected, then compares all of it."""
         total = len(expected.counted)
 
         def complete() -> bool:
+            assert job.poll() is None, f"the job has ended with status {job.returncode}"
             done = [sum(int(str(row["n"])) for row in self.latest_tiles(f).values()) >= total for f in FAMILIES]
             dead = {(row["partition"], row["offset"]) for row in self.dead.poll()}
             late = {(row["partition"], row["offset"]) for row in self.late.poll()}
@@ -281,7 +283,14 @@ class Outputs:
                 all(done) and len(dead) >= len(expected.dead) and len(late) >= len(expected.late) and len(ids) >= total
             )
 
-        wait_for(complete, f"{total} counted events in every output", timeout_s, every_s=0.1)
+        try:
+            wait_for(complete, f"{total} counted events in every output", timeout_s, every_s=0.1)
+        except pytest.fail.Exception:
+            self._compare(expected)
+            raise
+        self._compare(expected)
+
+    def _compare(self, expected: Expected) -> None:
         for family in FAMILIES:
             assert self.latest_tiles(family) == tiles_of(family, expected.counted), family.name
         assert {(row["partition"], row["offset"]) for row in self.late.rows} == expected.late
@@ -338,7 +347,7 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
     produce(kafka_broker, topics.events, first)
     with running(command, log) as process:
         expected = judge(first)
-        outputs.wait_and_compare(expected, timeout_s=120)
+        outputs.wait_and_compare(expected, process, timeout_s=120)
         assert once(outputs.interactions, "user_id", "event_id"), "no crash, so every interaction once"
         assert once(outputs.dead, "partition", "offset") and once(outputs.late, "partition", "offset")
         assert min(len(expected.dead), expected.duplicates, len(expected.late)) >= 2
@@ -349,7 +358,7 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
 
     with running(command, log) as process:
         produce(kafka_broker, topics.events, third)
-        outputs.wait_and_compare(judge(records), timeout_s=120)
+        outputs.wait_and_compare(judge(records), process, timeout_s=120)
         jvm = jvm_of(process.pid)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(30) == 0

@@ -116,6 +116,7 @@ def test_a_busy_rest_port_and_an_absent_broker_are_said(
     flags: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "BROKER_WAIT_S", 0.0)
+    monkeypatch.setattr(job, "PORT_WAIT_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert status_and_sentence({**flags, "--rest-port": port}, capsys)[1].endswith(
