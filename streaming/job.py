@@ -54,7 +54,7 @@ RESTART_ATTEMPTS = 12
 POLL_S = 0.5
 BROKER_WAIT_S = 10.0
 PORT_WAIT_S = 10.0
-"""A killed JVM looks dead before its port is free: 0.02 to 0.05 s against 0.1 s on an idle machine, later on a busy one."""
+"""A killed JVM looks dead before its port is free (seen: after 0.05 s and 0.1 s), and a restart can come in between."""
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 _JVM_ENDED = "its JVM has ended by itself, and said why in the log above if it could"
