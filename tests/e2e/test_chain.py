@@ -1,0 +1,155 @@
+"""The whole chain on one running stack: events in, exact features out, a trained bundle, a changed slate.
+
+The tests share a small world that was seeded and trained once; they only read, or act for users of their own.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from features.backends import open_backend
+from features.events import Event, parse_event
+from features.specs import Entity, features_of
+from infra.airflow import DAG_IDS
+from infra.demo.chain import Chain
+from infra.demo.options import DemoOptions
+from infra.demo.phases import Phases
+from infra.demo.probes import Prober
+from infra.demo.report import Report
+from infra.demo.world_scenario import WorldScenario
+from infra.programs import topics
+from infra.settings import load_settings
+from infra.stack import Stack
+from serving.client import RankingClient
+from streaming.producer import Producer
+from streaming.records import COUNTED_KINDS, Record
+
+OPTIONS = DemoOptions(users=400, items=250, seed=11)
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
+
+
+@pytest.fixture(scope="module")
+def scenario(
+    free_port_base: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[WorldScenario, list[Record]]]:
+    """A trained chain, and every record of the history that it learnt from."""
+    settings = load_settings(
+        stack="e2e", var_dir=tmp_path_factory.mktemp("e2e") / "stack", port_base=free_port_base, seed=OPTIONS.seed
+    )
+    with Stack(settings) as stack:
+        chain = Chain.start(stack, Phases(console=Console()))
+        with closing(chain.airflow):
+            world = WorldScenario.create(OPTIONS, chain, Report())
+            records = list(world.world.history())
+            chain.publish(world.world.items(), records, world.world.now_ms)
+            chain.train()
+            chain.wait_for_features(world.world.ledger)
+            yield world, records
+
+
+@pytest.fixture(scope="module")
+def client(scenario: tuple[WorldScenario, list[Record]]) -> Iterator[RankingClient]:
+    with scenario[0].chain.client() as client:
+        yield client
+
+
+def test_every_dag_ran_and_succeeded(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    states = {run["dag_id"]: run["state"] for run in scenario[0].chain.dag_runs()}
+    assert states == dict.fromkeys(DAG_IDS, "success")
+
+
+def test_the_accounts_balance(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    world, records = scenario
+    found = world.chain.settle(world.world.ledger)
+    assert found["events_lost"] == found["events_unknown"] == 0
+    assert found["events_in_lake"] == found["events_produced"]
+    assert found["duplicates_removed"] == found["duplicates_sent"] > 0
+    assert found["dead_letters"] == found["dead_letters_in_lake"] == found["malformed_sent"] > 0
+    assert found["too_late"] == found["too_late_sent"] > 0
+    parts = found["events_in_lake"] + found["duplicates_removed"] + found["dead_letters_in_lake"]
+    assert parts == found["records_sent"] == len(records)
+
+
+def brute_force(events: list[Event], instant_ms: int) -> dict[str, float]:
+    """Some user features by going through the events, by no code of the project's."""
+    minute = instant_ms // MINUTE_MS * MINUTE_MS
+    day = instant_ms // DAY_MS * DAY_MS
+
+    def since(start_ms: int, *kinds: str) -> list[Event]:
+        return [event for event in events if event.event_time_ms >= start_ms and event.event_type in kinds]
+
+    clicks_30d, shown_30d = since(day - 30 * DAY_MS, "click"), since(day - 30 * DAY_MS, "impression")
+    watches_7d = since(day - 7 * DAY_MS, "watch")
+    return {
+        "user_clicks_24h": len(since(minute - DAY_MS, "click")),
+        "user_clicks_7d": len(since(day - 7 * DAY_MS, "click")),
+        "user_clicks_30d": len(clicks_30d),
+        "user_impressions_7d": len(since(day - 7 * DAY_MS, "impression")),
+        "user_ctr_30d": len(clicks_30d) / len(shown_30d) if shown_30d else 0.0,
+        "user_watch_ms_7d": sum(event.watch_ms or 0 for event in watches_7d),
+        "user_likes_30d": len(since(day - 30 * DAY_MS, "like")),
+    }
+
+
+def test_online_features_equal_a_brute_force_over_the_events(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    world, records = scenario
+    by_user: dict[str, list[Event]] = {}
+    for record in records:
+        if record.kind in COUNTED_KINDS:
+            event = parse_event(record.value, record.arrival_ms)
+            by_user.setdefault(event.user_id, []).append(event)
+    names = [feature.name for feature in features_of(Entity.USER)]
+    instant_ms = world.chain.phases.now_ms()
+    users = random.Random(5).sample(sorted(by_user), 60)
+    with open_backend(world.chain.settings.online_store_url) as backend:
+        for user_id in users:
+            state = backend.read_user(user_id, instant_ms)
+            served = dict(zip(names, state.features_F.tolist(), strict=True))
+            expected = brute_force(by_user[user_id], instant_ms)
+            assert {name: served[name] for name in expected} == pytest.approx(expected, abs=1e-9), user_id
+            newest = max(event.event_time_ms for event in by_user[user_id])
+            assert state.newest_event_ms == newest
+
+
+def test_the_bundle_that_serves_is_the_one_promoted(
+    scenario: tuple[WorldScenario, list[Record]], client: RankingClient
+) -> None:
+    bundle_id, metrics = scenario[0].chain.champion()
+    slate = client.recommend(scenario[0].world.live_users(10)[0].user_id)
+    assert slate.bundle_id == bundle_id
+    assert not slate.degraded
+    assert len({item.item_id for item in slate.items}) == 10
+    assert metrics
+
+
+def test_a_slate_follows_five_events_in_a_new_category(
+    scenario: tuple[WorldScenario, list[Record]], client: RankingClient
+) -> None:
+    world = scenario[0]
+    servers, phases = world.chain.settings.bootstrap_servers, world.chain.phases
+    known = [profile.user_id for profile in world.world.live_users(40) if not profile.is_new]
+    with Producer(servers, topics().events, linger_ms=0) as producer:
+        prober = Prober(client=client, producer=producer, ledger=world.world.ledger, now_ms=phases.now_ms)
+        changes: list[dict[str, Any]] = [prober.taste_change(world.world, user_id) for user_id in known[:3]]
+    before = sum(change["before_share"] for change in changes)
+    after = sum(change["after_share"] for change in changes)
+    assert after >= before + 0.3, changes
+
+
+def test_seen_items_do_not_come_back(scenario: tuple[WorldScenario, list[Record]], client: RankingClient) -> None:
+    world = scenario[0]
+    clone = world.world.clone_user(world.world.live_users(10)[0].user_id, "seen")
+    with open_backend(world.chain.settings.online_store_url) as backend:
+        seen = backend.read_user(clone.profile.user_id, world.chain.phases.now_ms()).seen
+    slate = client.recommend(clone.profile.user_id, count=50)
+    assert not seen.keys() & {item.item_id for item in slate.items}
+
+
+def test_the_stack_writes_below_its_own_folder_only(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    var_dir: Path = scenario[0].chain.settings.var_dir
+    assert {path.name for path in var_dir.iterdir()} >= {"kafka", "lake", "bundles", "logs", "airflow"}
