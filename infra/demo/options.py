@@ -16,9 +16,9 @@ class DemoOptions(BaseModel):
     """Users of the world's history."""
     items: int = Field(default=2_000, ge=100)
     """Items of the world's history."""
-    live_users: int = Field(default=300, ge=10)
+    live_users: int = Field(default=250, ge=10)
     """Users who ask for slates in the live phase."""
-    rounds: int = Field(default=6, ge=1)
+    rounds: int = Field(default=5, ge=1)
     """Slates that each live user asks for, in each arm."""
     probes: int = Field(default=100, ge=1)
     """Events whose way into a slate is timed."""

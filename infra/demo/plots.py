@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,7 +22,7 @@ def click_rates(rates: Mapping[str, Mapping[str, float]], by_round: Mapping[str,
     errors = [[rates[a]["value"] - rates[a]["low"] for a in arms], [rates[a]["high"] - rates[a]["value"] for a in arms]]
     bars.barh(arms, values, xerr=errors, color=[ARM_COLOURS[arm] for arm in arms], capsize=3, height=0.6)
     for y, arm in enumerate(arms):
-        bars.annotate(f" {rates[arm]['value']:.1%}", (rates[arm]["high"], y), va="center")
+        bars.annotate(f"  {rates[arm]['value']:.1%}", (rates[arm]["high"], y), va="center")
     bars.set_xlim(0, max(rates[arm]["high"] for arm in arms) * 1.2)
     bars.set_xlabel("clicks per impression")
     for arm, rounds in by_round.items():
@@ -42,7 +43,7 @@ def accuracy(hr: Mapping[str, Mapping[str, float]], ndcg: Mapping[str, Mapping[s
         values = [metric[arm]["value"] for arm in arms]
         panel.barh(arms, values, xerr=[low, high], color=[ARM_COLOURS[a] for a in arms], capsize=3, height=0.55)
         for y, arm in enumerate(arms):
-            panel.annotate(f" {metric[arm]['value']:.3f}", (metric[arm]["high"], y), va="center")
+            panel.annotate(f"  {metric[arm]['value']:.3f}", (metric[arm]["high"], y), va="center")
         panel.set_xlim(0, max(metric[arm]["high"] for arm in arms) * 1.25)
         panel.set_xlabel(name)
     return _svg(figure)
@@ -54,9 +55,8 @@ def latencies(event_to_slate_ms: Sequence[float] | None, recommend_ms: Sequence[
     shown = [(name, values) for name, values in named if values]
     figure, panels = _figure(1, len(shown), height=2.6)
     for panel, (name, values) in zip(panels, shown, strict=True):
-        ordered = sorted(values)
-        p50, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-        panel.hist([min(value, p99 * 1.2) for value in ordered], bins=40, color=_ACCENT)
+        p50, p99 = (float(at) for at in np.percentile(values, [50, 99]))
+        panel.hist(np.minimum(values, p99 * 1.2), bins=40, color=_ACCENT)
         for label, at in (("p50", p50), ("p99", p99)):
             panel.axvline(at, color="#1d2733", linewidth=0.9, linestyle="--")
             panel.annotate(f"{label} {at:.0f}", (at, panel.get_ylim()[1]), fontsize=8, ha="left", va="top")

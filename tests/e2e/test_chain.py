@@ -3,7 +3,9 @@
 The tests share a small world that was seeded and trained once; they only read, or act for users of their own.
 """
 
+import os
 import random
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from features.backends import open_backend
-from features.events import Event, parse_event
+from features.events import Event, EventType, parse_event
 from features.specs import Entity, features_of
 from infra.airflow import DAG_IDS
 from infra.demo.chain import Chain
@@ -22,12 +24,13 @@ from infra.demo.phases import Phases
 from infra.demo.probes import Prober
 from infra.demo.report import Report
 from infra.demo.world_scenario import WorldScenario
-from infra.programs import topics
-from infra.settings import load_settings
+from infra.programs import PROGRAM_NAMES, topics
+from infra.settings import ROOT, load_settings
 from infra.stack import Stack
 from serving.client import RankingClient
 from streaming.producer import Producer
-from streaming.records import COUNTED_KINDS, Record
+from streaming.records import COUNTED_KINDS, Record, record_of
+from tests.conftest import wait_for
 
 OPTIONS = DemoOptions(users=400, items=250, seed=11)
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
@@ -148,6 +151,59 @@ def test_seen_items_do_not_come_back(scenario: tuple[WorldScenario, list[Record]
         seen = backend.read_user(clone.profile.user_id, world.chain.phases.now_ms()).seen
     slate = client.recommend(clone.profile.user_id, count=50)
     assert not seen.keys() & {item.item_id for item in slate.items}
+
+
+def millrace(scenario: tuple[WorldScenario, list[Record]], *arguments: str) -> str:
+    """What the command prints, run as a user of this stack would."""
+    command = [str(ROOT / ".venv" / "app" / "bin" / "millrace"), *arguments]
+    environment = {**os.environ, **scenario[0].chain.settings.environment(), "COLUMNS": "160"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_command_shows_the_running_stack(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    shown = millrace(scenario, "status")
+    assert shown.count("RUNNING") == len(PROGRAM_NAMES), shown
+    assert "started" in millrace(scenario, "logs", "serving", "--lines", "200").lower()
+    assert "already there" in millrace(scenario, "up")
+
+
+def test_the_command_shows_features_and_a_slate(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    world = scenario[0].world
+    user_id = next(profile.user_id for profile in world.live_users(20) if not profile.is_new)
+    assert "user_clicks_30d" in millrace(scenario, "features", "user", user_id)
+    assert "item_ctr_30d" in millrace(scenario, "features", "item", world.items()[0].item_id)
+    slate = millrace(scenario, "recommend", user_id, "--count", "5")
+    assert sum(item.item_id in slate for item in world.items()) == 5, slate
+
+
+def test_replayed_events_reach_the_store(scenario: tuple[WorldScenario, list[Record]], tmp_path: Path) -> None:
+    world = scenario[0]
+    item = world.world.items()[0]
+    now_ms = world.chain.phases.now_ms()
+    events = [
+        Event(
+            event_id=f"replayed-{number}",
+            event_type=EventType.CLICK,
+            event_time_ms=now_ms + number,
+            user_id="replayed-user",
+            item_id=item.item_id,
+            category=item.category,
+            creator_id=item.creator_id,
+        )
+        for number in range(3)
+    ]
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join(event.to_json() for event in events) + b"\n")
+    assert "sent 3 events" in millrace(scenario, "replay", str(file))
+    world.world.ledger.note(record_of(event, now_ms) for event in events)
+
+    def stored() -> bool:
+        with open_backend(world.chain.settings.online_store_url) as backend:
+            return len(backend.read_user("replayed-user", world.chain.phases.now_ms()).history) == 3
+
+    wait_for(stored, "the replayed events in the online store", timeout_s=30)
 
 
 def test_the_stack_writes_below_its_own_folder_only(scenario: tuple[WorldScenario, list[Record]]) -> None:
