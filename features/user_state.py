@@ -55,4 +55,5 @@ class UserState:
     followed: frozenset[str]
     """Creators followed and not unfollowed since."""
     newest_event_ms: int | None
-    """Event time of the newest event that any of the above reflects; None for an unknown user."""
+    """Event time of the newest event that windows and sets both reflect (one of them where the other has nothing
+    stored); None for an unknown user."""

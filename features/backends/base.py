@@ -119,7 +119,7 @@ class Backend(ABC):
         features_GF = self._user.finalise(with_total_WGK, instant_ms)
         history = decode_history(user_id, stored.history)
         seen = newest_seen(stored.seen)
-        newest_ms = max(int(newest_T.max(initial=0)), max(seen.values(), default=0))
+        newest_ms = _reflected_by_both(int(newest_T.max(initial=0)), max(seen.values(), default=0))
         return UserState(
             user_id=user_id,
             instant_ms=instant_ms,
@@ -202,3 +202,8 @@ class Backend(ABC):
 
 
 _NO_KEYS: Int64s = np.zeros(0, dtype=np.int64)
+
+
+def _reflected_by_both(tiles_ms: int, sets_ms: int) -> int:
+    """The earlier of two newest events: tiles and sets arrive by topics of their own. 0 stands for none stored."""
+    return min(tiles_ms, sets_ms) or max(tiles_ms, sets_ms)

@@ -166,7 +166,7 @@ def millrace(scenario: tuple[WorldScenario, list[Record]], *arguments: str) -> s
 def test_the_command_shows_the_running_stack(scenario: tuple[WorldScenario, list[Record]]) -> None:
     shown = millrace(scenario, "status")
     assert shown.count("RUNNING") == len(PROGRAM_NAMES), shown
-    assert "started" in millrace(scenario, "logs", "serving", "--lines", "200").lower()
+    assert "answers from now on" in millrace(scenario, "logs", "serving", "--lines", "200")
     assert "already there" in millrace(scenario, "up")
 
 

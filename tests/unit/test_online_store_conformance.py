@@ -238,6 +238,12 @@ class TestKeyedSets:
         assert dict(state.seen) == {"a": NOW_MS, "b": NOW_MS + 1}
         assert state.newest_event_ms == NOW_MS + 1
 
+    def test_newest_event_is_what_tiles_and_sets_both_reflect(self, store: Backend) -> None:
+        store.write_tiles("user_category", [tile("user_category", ("ada", "music"), NOW_MS, 1)], {})
+        assert store.read_user("ada", NOW_MS).newest_event_ms == NOW_MS + 1
+        store.write_interactions([event(EventType.CLICK, NOW_MS - 5, "e1")], {})
+        assert store.read_user("ada", NOW_MS).newest_event_ms == NOW_MS - 5
+
     def test_undoing_holds_whatever_comes_first(self, store: Backend) -> None:
         events = [
             event(EventType.HIDE, 1_000, "e1", "a"),
