@@ -258,11 +258,19 @@ class World:
         return self._popularity[key]
 
     def new_category(self, clone: UserClone, now_ms: int) -> str:
-        """A category with enough unseen items that the user cares for as little as for any: for `taste_change`."""
+        """The category that the user cares least for among those with the items for a slate of it unseen.
+
+        Categories of a small world may have fewer; those with the two that `taste_change_events` needs do then.
+        Raises `ValueError` when there is none.
+        """
         item_P = self._unseen(clone, now_ms, None)
         match_P = self._shown(clone, item_P, now_ms).match_SP[0]
         category_P = self._catalogue.category_I[item_P]
-        enough = [k for k in np.unique(category_P) if np.sum(category_P == k) >= 10]
+        unseen_K = np.bincount(category_P)
+        enough = np.flatnonzero(unseen_K >= 10) if unseen_K.max(initial=0) >= 10 else np.flatnonzero(unseen_K >= 2)
+        if not len(enough):
+            user_id = clone.profile.user_id
+            raise ValueError(f"user {user_id} has seen all but {len(item_P)} items; take a world with more items.")
         coldest = min(enough, key=lambda k: float(match_P[category_P == k].mean()))
         return CATEGORY_NAMES[coldest]
 

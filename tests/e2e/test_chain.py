@@ -32,7 +32,7 @@ from streaming.producer import Producer
 from streaming.records import COUNTED_KINDS, Record, record_of
 from tests.conftest import wait_for
 
-OPTIONS = DemoOptions(users=400, items=250, seed=11)
+OPTIONS = DemoOptions(users=400, items=600, seed=11)
 pytestmark = pytest.mark.timeout(1_500)  # the first test waits for the whole chain
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 
