@@ -55,7 +55,7 @@ def _cards(report: dict[str, Any]) -> str:
         ("event to slate, p50", _ms(report["event_to_slate_ms_p50"])),
         ("Recommend, p50", _ms(report["recommend_ms_p50"])),
         ("whole run", f"{sum(report['seconds'].values()):.0f} s"),
-        ("memory at the peak", f"{report['memory_peak_mb'] / 1024:.1f} GiB"),
+        ("memory at the peak", f"{report['memory_peak_mb'] / 1000:.1f} GB"),
     ]
     cards = "".join(f'<div class="card"><b>{value}</b><span>{name}</span></div>' for name, value in shown)
     return f'<div class="cards">{cards}</div>'

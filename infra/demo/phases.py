@@ -1,16 +1,12 @@
-"""The demo's clock, memory and voice: what ran when, how much it took, and what the user is told."""
+"""The demo's clock and voice: what ran when, how long it took, and what the user is told."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 from rich.console import Console
-
-MEMORY_EVERY_S = 2.0
 
 
 @dataclass(kw_only=True)
@@ -45,26 +41,3 @@ class Phases:
     def seconds(self) -> dict[str, float]:
         """Seconds by phase."""
         return {row["name"]: row["seconds"] for row in self.rows}
-
-
-class MemoryPeak:
-    """Samples the memory of the stack and of this process, and keeps the largest sum in MiB."""
-
-    def __init__(self, stack_mb: Callable[[], float]) -> None:
-        self._stack_mb = stack_mb
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
-        self.peak_mb = 0.0
-
-    def _sample(self) -> None:
-        own = psutil.Process()
-        while not self._ended.wait(MEMORY_EVERY_S):
-            self.peak_mb = max(self.peak_mb, self._stack_mb() + own.memory_info().rss / 2**20)
-
-    def __enter__(self) -> "MemoryPeak":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()

@@ -22,7 +22,7 @@ def click_rates(rates: Mapping[str, Mapping[str, float]], by_round: Mapping[str,
     errors = [[rates[a]["value"] - rates[a]["low"] for a in arms], [rates[a]["high"] - rates[a]["value"] for a in arms]]
     bars.barh(arms, values, xerr=errors, color=[ARM_COLOURS[arm] for arm in arms], capsize=3, height=0.6)
     for y, arm in enumerate(arms):
-        bars.annotate(f"  {rates[arm]['value']:.1%}", (rates[arm]["high"], y), va="center")
+        _beside(bars, f"{rates[arm]['value']:.1%}", rates[arm]["high"], y)
     bars.set_xlim(0, max(rates[arm]["high"] for arm in arms) * 1.2)
     bars.set_xlabel("clicks per impression")
     for arm, rounds in by_round.items():
@@ -43,7 +43,7 @@ def accuracy(hr: Mapping[str, Mapping[str, float]], ndcg: Mapping[str, Mapping[s
         values = [metric[arm]["value"] for arm in arms]
         panel.barh(arms, values, xerr=[low, high], color=[ARM_COLOURS[a] for a in arms], capsize=3, height=0.55)
         for y, arm in enumerate(arms):
-            panel.annotate(f"  {metric[arm]['value']:.3f}", (metric[arm]["high"], y), va="center")
+            _beside(panel, f"{metric[arm]['value']:.3f}", metric[arm]["high"], y)
         panel.set_xlim(0, max(metric[arm]["high"] for arm in arms) * 1.25)
         panel.set_xlabel(name)
     return _svg(figure)
@@ -74,12 +74,16 @@ def timeline(phases: Sequence[Mapping[str, Any]], dag_runs: Sequence[Mapping[str
     figure, (panel,) = _figure(1, 1, height=0.8 + 0.27 * len(rows))
     for y, (_, start_s, seconds, colour) in enumerate(rows):
         panel.barh(y, seconds, left=start_s, color=colour, height=0.62)
-        panel.annotate(f" {seconds:.0f} s", (start_s + seconds, y), va="center", fontsize=8)
+        _beside(panel, f"{seconds:.0f} s", start_s + seconds, y)
     panel.set_yticks(range(len(rows)), [name for name, *_ in rows])
     panel.invert_yaxis()
     panel.margins(x=0.08)
     panel.set_xlabel("seconds since the start; green bars are Airflow runs")
     return _svg(figure)
+
+
+def _beside(panel: Axes, text: str, x: float, y: float) -> None:
+    panel.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -3,15 +3,17 @@
 import shutil
 from contextlib import closing
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from infra.demo.chain import Chain
 from infra.demo.movielens_scenario import MovieLensScenario, wheel
 from infra.demo.options import DemoOptions
-from infra.demo.phases import MemoryPeak, Phases
+from infra.demo.phases import Phases
 from infra.demo.report import Report
 from infra.demo.world_scenario import WorldScenario
+from infra.processes import PeakMemory, memory_mb
 from infra.settings import ROOT, Settings, load_settings
 from infra.stack import Stack
 
@@ -37,7 +39,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     # What an earlier demo left running or lying about would be counted in this one.
     stack.stop(phases.say)
     shutil.rmtree(settings.var_dir, ignore_errors=True)
-    with stack, MemoryPeak(stack.memory_mb) as memory:
+    with stack, PeakMemory(lambda: stack.memory_mb() + memory_mb([psutil.Process()])) as memory:
         with phases.phase("start"):
             chain = Chain.start(stack, phases)
         with closing(chain.airflow):
@@ -46,7 +48,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
             report.add(dag_runs=chain.dag_runs(), bundle_id=bundle_id, models=metrics)
         with phases.phase("stop"):
             stack.stop(phases.say)
-    report.add(data=options.data, seed=options.seed, memory_peak_mb=round(memory.peak_mb))
+    report.add(data=options.data, seed=options.seed, memory_peak_mb=round(memory.mb))
     report.add(seconds=phases.seconds, phases=phases.rows)
     paths = report.write(REPORT_DIR)
     _summarise(report, console)
@@ -77,7 +79,7 @@ def _summarise(report: Report, console: Console) -> None:
         **{f"HR@10, {arm}": _interval(got) for arm, got in (found["hr_at_10"] or {}).items()},
         **{f"NDCG@10, {arm}": _interval(got) for arm, got in (found["ndcg_at_10"] or {}).items()},
         "bundle": found["bundle_id"],
-        "took": f"{sum(found['seconds'].values()):.0f} s, {found['memory_peak_mb'] / 1024:.1f} GiB at the peak",
+        "took": f"{sum(found['seconds'].values()):.0f} s, {found['memory_peak_mb'] / 1000:.1f} GB at the peak",
     }
     for name, value in rows.items():
         table.add_row(name, value)
