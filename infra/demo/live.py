@@ -11,12 +11,12 @@ from uuid import uuid4
 
 import numpy as np
 
+from infra.demo import SLATE_ITEMS
 from infra.demo.statistics import ratio_interval
 from serving.client import RankingClient
 from streaming.producer import Producer
 from streaming.world import UserClone, World
 
-SLATE_ITEMS = 10
 ARMS = ("millrace", "popular", "random", "oracle")
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.demo import DemoError
+from infra.demo import SLATE_ITEMS, DemoError
 from infra.demo.chain import Chain
 from infra.demo.options import DemoOptions
-from infra.demo.probes import SLATE_ITEMS, Prober
+from infra.demo.probes import Prober
 from infra.demo.report import Report
 from infra.demo.statistics import latency, ratio_interval
 from infra.programs import topics

@@ -8,13 +8,12 @@ from uuid import uuid4
 
 from features.events import Event, EventType
 from features.items import Item
-from infra.demo import DemoError
+from infra.demo import SLATE_ITEMS, DemoError
 from serving.client import RankingClient, Slate
 from streaming.producer import Producer
 from streaming.records import Ledger, Record, record_of
 from streaming.world import World
 
-SLATE_ITEMS = 10
 REFLECTED_WITHIN_S = 20.0
 
 
