@@ -47,10 +47,10 @@ soak: setup ## what takes more than a minute or two
 	@$(PYTEST) tests -q -m soak
 
 bench: setup ## every benchmark; make bench-NAME runs one
-	@$(APP)/millrace bench
+	@$(APP)/python -m tests.bench
 
 bench-%: setup
-	@$(APP)/millrace bench $*
+	@$(APP)/python -m tests.bench $*
 
 proto: setup ## generate the service's Python from serving/ranking.proto
 	@$(APP)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. serving/ranking.proto

@@ -233,18 +233,6 @@ def demo(
         raise CommandError(str(error)) from None
 
 
-@app.command()
-def bench(name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None) -> None:
-    """Run benchmarks, print their figures and write var/bench/NAME.json."""
-    from infra.bench import BenchError, run_bench
-
-    try:
-        for table in run_bench(name, console):
-            console.print(table)
-    except BenchError as error:
-        raise CommandError(str(error)) from None
-
-
 def _need_port(port: int, what: str) -> None:
     if port_is_free(LOOPBACK, port):
         raise CommandError(f"nothing listens on port {port}, where {what} should be; start the stack with millrace up.")

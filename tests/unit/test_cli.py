@@ -37,7 +37,6 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("recommend", "u1", "--count", "0"), 2, "--count"),
         (("demo", "--data", "netflix"), 2, "is not one of 'world', 'movielens'"),
         (("demo", "--users", "1"), 1, "--users: got 1; input should be greater than or equal to"),
-        (("bench", "nothing"), 1, "unknown benchmark 'nothing'; allowed: demo"),
     ],
 )
 def test_what_is_wrong_ends_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
@@ -84,5 +83,5 @@ def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
 
 def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
     done = _run(tmp_path=tmp_path)
-    for command in ("up", "down", "status", "logs", "doctor", "replay", "features", "recommend", "demo", "bench"):
+    for command in ("up", "down", "status", "logs", "doctor", "replay", "features", "recommend", "demo"):
         assert command in done.stdout

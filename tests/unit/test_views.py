@@ -1,4 +1,4 @@
-"""What `millrace features` and `millrace recommend` show, and the rows of `millrace bench`."""
+"""What `millrace features` and `millrace recommend` show."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from features.events import EventType
 from features.names import MS_PER_MINUTE
 from features.tile_rows import TileRow, family_named
 from features.user_state import Interaction
-from infra.bench import BenchError, demo_rows, run_bench
 from infra.views import UnknownKeyError, item_view, slate_view, user_view
 from serving.client import RankedItem, Slate
 
@@ -114,17 +113,3 @@ def test_a_slate_is_shown_with_provenance_and_what_degraded() -> None:
     assert "bundle b1, arm millrace, newest event 5.0 s old, 8 candidates scored" in shown
     assert "degraded: hydrate: store unavailable" in shown
     assert _row(shown, "1")[1:] == ["song-1", "music", "c1", "0.5000", "25.0%", "als,", "trending", "p=0.10"]
-
-
-def test_the_demos_figures_become_rows() -> None:
-    rows = demo_rows({"data": "movielens", "seed": 7, "recommend_ms_p50": 4.5, "seconds": {"start": 20.0}})
-    by_name = {row.name: row for row in rows}
-    assert (by_name["recommend_ms_p50"].value, by_name["recommend_ms_p50"].unit) == (4.5, "ms")
-    assert by_name["event_to_slate_ms_p50"].value is None
-    assert (by_name["phase: start"].value, by_name["phase: start"].unit) == (20.0, "s")
-    assert by_name["phase: start"].settings == {"data": "movielens", "seed": 7}
-
-
-def test_an_unknown_benchmark_is_refused() -> None:
-    with pytest.raises(BenchError, match="unknown benchmark 'x'; allowed: demo"):
-        run_bench("x", Console())

@@ -1,0 +1,22 @@
+"""The benchmarks' rows, and the names that `make bench-NAME` takes."""
+
+import pytest
+from rich.console import Console
+
+from tests.bench.__main__ import run_bench
+from tests.bench.bench_demo import demo_rows
+from tests.bench.report import BenchError
+
+
+def test_the_demos_figures_become_rows() -> None:
+    rows = demo_rows({"data": "movielens", "seed": 7, "recommend_ms_p50": 4.5, "seconds": {"start": 20.0}})
+    by_name = {row.name: row for row in rows}
+    assert (by_name["recommend_ms_p50"].value, by_name["recommend_ms_p50"].unit) == (4.5, "ms")
+    assert by_name["event_to_slate_ms_p50"].value is None
+    assert (by_name["phase: start"].value, by_name["phase: start"].unit) == (20.0, "s")
+    assert by_name["phase: start"].settings == {"data": "movielens", "seed": 7}
+
+
+def test_an_unknown_benchmark_is_refused() -> None:
+    with pytest.raises(BenchError, match="unknown benchmark 'x'; allowed: .*demo"):
+        run_bench("x", Console())
