@@ -18,5 +18,5 @@ def test_the_demos_figures_become_rows() -> None:
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
-    with pytest.raises(BenchError, match="unknown benchmark 'x'; allowed: .*demo"):
+    with pytest.raises(BenchError, match=r"unknown benchmark 'x'; allowed: .*demo"):
         run_bench("x", Console())
