@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features.names import MS_PER_DAY
-from features.specs import Aggregate, WindowedFeature
+from features.specs import MAX_LAST_SIZE, Aggregate, WindowedFeature
 from features.tiles import DAY_TILE_MS, Column, Merge, feature_columns, resolution_ms, tile_start
 
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+_MERGES: dict[Merge, np.ufunc] = {Merge.ADD: np.add, Merge.MAX: np.maximum, Merge.UNION: np.bitwise_or}
 MAX_ROWS_AT_ONCE = 4_096
 """Up to so many rows all windows are merged in one pass, which is faster; above it one at a time, for memory."""
 
@@ -73,10 +74,10 @@ class Finaliser:
         """`features` must be finalised from `columns`, the family's, whose order the rows' values have."""
         self.features = tuple(features)
         self._index = {column.name: k for k, column in enumerate(columns)}
-        self._added_K = np.array([k for k, column in enumerate(columns) if column.merge is Merge.ADD], dtype=np.intp)
-        self._maximised_K = np.array(
-            [k for k, column in enumerate(columns) if column.merge is Merge.MAX], dtype=np.intp
+        self._merges = tuple(
+            (_MERGES[merge], np.flatnonzero([column.merge is merge for column in columns])) for merge in Merge
         )
+        """How columns are merged, and the places in K of those that are merged so."""
         window_F = [(feature.window_ms, resolution_ms(feature)) for feature in self.features]
         self._windows = tuple(sorted(set(window_F)))
         """W pairs of length and resolution."""
@@ -88,6 +89,10 @@ class Finaliser:
         aggregate_F = [feature.aggregate for feature in self.features]
         self._quotient_Q = np.flatnonzero([kind in (Aggregate.MEAN, Aggregate.RATE) for kind in aggregate_F])
         self._divisor_Q = np.array([parts[f][1] for f in self._quotient_Q], dtype=np.intp)
+        self._max_M = np.flatnonzero([kind is Aggregate.MAX for kind in aggregate_F])
+        self._counted_M = np.array([parts[f][1] for f in self._max_M], dtype=np.intp)
+        self._last_L = np.flatnonzero([kind is Aggregate.LAST for kind in aggregate_F])
+        self._distinct_N = np.flatnonzero([kind is Aggregate.DISTINCT for kind in aggregate_F])
         self._since_S = np.flatnonzero([kind is Aggregate.SINCE_LAST for kind in aggregate_F])
 
     def merge(self, rows: TileRows, group_T: Int64s, groups: int, instant_ms: int) -> Int64s:
@@ -108,31 +113,43 @@ class Finaliser:
         counted_WT = counted_2T[self._is_long_W] & (rows.tile_start_T >= start_W[:, None])
         at_once = len(self._windows) if len(group_T) <= MAX_ROWS_AT_ONCE else 1
         for w in range(0, len(self._windows), at_once):
-            _merge_windows(merged_WGK[w : w + at_once], counted_WT[w : w + at_once], rows, group_T, self._maximised_K)
+            _merge_windows(merged_WGK[w : w + at_once], counted_WT[w : w + at_once], rows, group_T, self._merges)
         return merged_WGK
 
     def regroup(self, merged_WGK: Int64s) -> Int64s:
         """Merges all groups into one: `[W, 1, K]`."""
-        total_WK: Int64s = merged_WGK.sum(axis=1)
-        if len(self._maximised_K) and merged_WGK.shape[1]:
-            total_WK[:, self._maximised_K] = merged_WGK[:, :, self._maximised_K].max(axis=1)
+        total_WK = np.zeros((merged_WGK.shape[0], merged_WGK.shape[2]), dtype=np.int64)
+        for merge, place_K in self._merges:
+            total_WK[:, place_K] = merge.reduce(merged_WGK[:, :, place_K], axis=1, initial=0)
         return total_WK[:, None, :]
 
     def finalise(self, merged_WGK: Int64s, instant_ms: int) -> Float64s:
         """The values `[G, F]`. Integers are exact up to 2**53."""
-        out_FG = merged_WGK[self._window_F, :, self._first_F].astype(np.float64)
+        first_FG = merged_WGK[self._window_F, :, self._first_F]
+        out_FG = first_FG.astype(np.float64)
         if len(self._quotient_Q):
             divisor_QG = merged_WGK[self._window_F[self._quotient_Q], :, self._divisor_Q]
             quotient_QG = out_FG[self._quotient_Q] / np.maximum(divisor_QG, 1)
-            default_Q = self._default_F[self._quotient_Q]
-            out_FG[self._quotient_Q] = np.where(divisor_QG == 0, default_Q[:, None], quotient_QG)
+            out_FG[self._quotient_Q] = np.where(divisor_QG == 0, self._default(self._quotient_Q), quotient_QG)
+        if len(self._max_M):
+            counted_MG = merged_WGK[self._window_F[self._max_M], :, self._counted_M]
+            out_FG[self._max_M] = np.where(counted_MG == 0, self._default(self._max_M), out_FG[self._max_M])
+        if len(self._last_L):
+            last_LG = first_FG[self._last_L]
+            out_FG[self._last_L] = np.where(last_LG == 0, self._default(self._last_L), last_LG % MAX_LAST_SIZE)
+        if len(self._distinct_N):
+            out_FG[self._distinct_N] = np.bitwise_count(first_FG[self._distinct_N])
         if len(self._since_S):
             last_SG = out_FG[self._since_S]
-            default_S = self._default_F[self._since_S]
             since_SG = np.maximum(instant_ms - last_SG, 0.0)
-            out_FG[self._since_S] = np.where(last_SG == 0, default_S[:, None], since_SG)
+            out_FG[self._since_S] = np.where(last_SG == 0, self._default(self._since_S), since_SG)
         out_GF: Float64s = np.ascontiguousarray(out_FG.T)
         return out_GF
+
+    def _default(self, place_F: npt.NDArray[np.intp]) -> Float64s:
+        """The defaults of these features, as a column."""
+        default: Float64s = self._default_F[place_F][:, None]
+        return default
 
     def empty(self) -> Float64s:
         """The values `[F]` of windows without events, at any instant."""
@@ -157,7 +174,11 @@ def finalise_windows(
 
 
 def _merge_windows(
-    merged_WGK: Int64s, counted_WT: Bools, rows: TileRows, group_T: Int64s, maximised_K: npt.NDArray[np.intp]
+    merged_WGK: Int64s,
+    counted_WT: Bools,
+    rows: TileRows,
+    group_T: Int64s,
+    merges: Sequence[tuple[np.ufunc, npt.NDArray[np.intp]]],
 ) -> None:
     """Merges the counted rows of each window into zeros; `group_T` ascends, so equal groups stand together."""
     windows, groups, columns = merged_WGK.shape
@@ -168,7 +189,6 @@ def _merge_windows(
     first = np.concatenate(([0], np.flatnonzero(place_R[1:] != place_R[:-1]) + 1))
     merged_PK = merged_WGK.reshape(windows * groups, columns)
     values_RK = rows.values_TK[row_R]
-    merged_PK[place_R[first]] = np.add.reduceat(values_RK, first, axis=0)
-    if len(maximised_K):
-        maximised = np.maximum.reduceat(values_RK[:, maximised_K], first, axis=0)
-        merged_PK[place_R[first][:, None], maximised_K] = maximised
+    for merge, place_K in merges:
+        if len(place_K):
+            merged_PK[place_R[first][:, None], place_K] = merge.reduceat(values_RK[:, place_K], first, axis=0)

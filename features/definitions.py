@@ -96,12 +96,7 @@ def _keys(entity: Entity) -> list[Field]:
 
 
 def _windowed_field(feature: WindowedFeature) -> Field:
-    counted = feature.events.name if feature.per is None else f"{feature.events.name} / {feature.per.name}"
-    return Field(
-        name=feature.name,
-        dtype=Int64 if feature.is_integer else Float64,
-        description=f"{feature.aggregate} of {counted} over {feature.window_ms} ms",
-    )
+    return Field(name=feature.name, dtype=Int64 if feature.is_integer else Float64, description=feature.meaning)
 
 
 def _offline(view_name: str, root: Path) -> FileSource:

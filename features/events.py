@@ -23,6 +23,8 @@ MAX_EVENT_ID_BYTES = 64
 MAX_ID_BYTES = 128
 MAX_POSITION = 9_999
 MAX_WATCH_MS = MS_PER_DAY
+EVENT_TIME_BITS = 42
+"""Event times are below 2**42 ms (the year 2109), so that a time and a small value fit in one 64-bit integer."""
 COMPLETION_PERCENT = 90
 """A watch of at least this share of the item's duration is a completion."""
 
@@ -80,7 +82,7 @@ _NONE: frozenset[EventType] = frozenset()
 FIELDS: tuple[EventField, ...] = (
     EventField(name="event_id", kind=FieldKind.ID, max_bytes=MAX_EVENT_ID_BYTES),
     EventField(name="event_type", kind=FieldKind.EVENT_TYPE),
-    EventField(name="event_time_ms", kind=FieldKind.INTEGER, minimum=1),
+    EventField(name="event_time_ms", kind=FieldKind.INTEGER, minimum=1, maximum=2**EVENT_TIME_BITS - 1),
     EventField(name="user_id", kind=FieldKind.ID),
     EventField(name="item_id", kind=FieldKind.ID),
     EventField(name="category", kind=FieldKind.ID),

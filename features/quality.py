@@ -137,6 +137,9 @@ def _feature_range(feature: WindowedFeature) -> list[Expectation]:
             return [between(column=feature.name, min_value=0)]
         case Aggregate.MEAN:
             return [between(column=feature.name, min_value=0, max_value=max(MAX_WATCH_MS, feature.default))]
+        case Aggregate.MAX | Aggregate.LAST | Aggregate.DISTINCT:
+            assert feature.value is not None  # WindowedFeature refuses these without it
+            return [between(column=feature.name, min_value=min(0, feature.default), max_value=feature.value.size)]
         case Aggregate.SINCE_LAST:
             return [between(column=feature.name, min_value=0, max_value=max(feature.window_ms * 2, feature.default))]
         case Aggregate.RATE:

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from features.events import HORIZON_MS, EventType
+from features.events import HORIZON_MS
 from features.names import MS_PER_DAY, MS_PER_MINUTE
 from features.specs import (
     FINE_WINDOW_MAX_MS,
+    MAX_LAST_SIZE,
     MAX_WINDOW_MS,
     WINDOWED_FEATURES,
     Aggregate,
@@ -37,16 +38,23 @@ class Merge(StrEnum):
 
     ADD = "add"
     MAX = "max"
+    UNION = "union"
+    """Bitwise or of sets, bit `i` standing for value `i` of the domain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One partial aggregate. `field` is what is added or maximised; None adds 1. Empty is 0 for both merges."""
+    """One partial aggregate of the selected events.
+
+    `sql` is what an event contributes, from 0 up to below 2**63: added, maximised, or for a union the place of the
+    one bit that it sets, below `size`. Empty is 0 for every merge.
+    """
 
     name: str
     merge: Merge
     events: Selection
-    field: str | None = None
+    sql: str = "CAST(1 AS BIGINT)"
+    size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,43 +105,44 @@ def columns_of(features: Iterable[WindowedFeature]) -> tuple[Column, ...]:
 def feature_columns(feature: WindowedFeature) -> tuple[Column, ...]:
     """The feature's own columns: what `features.algebra.finalise` reads, in its order.
 
-    COUNT (count); SUM (sum); MEAN (sum, count); RATE (count, count of `per`); SINCE_LAST (last event time).
+    COUNT (count); SUM (sum); MEAN (sum, count); RATE (count, count of `per`); MAX (greatest value, count);
+    LAST (latest event time and value, `event_time_ms * MAX_LAST_SIZE + value`); DISTINCT (set of values);
+    SINCE_LAST (last event time).
     """
     match feature.aggregate:
         case Aggregate.COUNT:
             return (_count(feature.events),)
         case Aggregate.SUM:
-            return (_sum(feature),)
+            return (_of_value(feature, Merge.ADD),)
         case Aggregate.MEAN:
-            return (_sum(feature), _count(feature.events))
+            return (_of_value(feature, Merge.ADD), _count(feature.events))
         case Aggregate.RATE:
             assert feature.per is not None  # WindowedFeature refuses a rate without it
             return (_count(feature.events), _count(feature.per))
+        case Aggregate.MAX:
+            return (_of_value(feature, Merge.MAX, "max"), _count(feature.events))
+        case Aggregate.LAST:
+            return (_of_value(feature, Merge.MAX, "last", f"event_time_ms * {MAX_LAST_SIZE} + "),)
+        case Aggregate.DISTINCT:
+            return (_of_value(feature, Merge.UNION, "distinct"),)
         case Aggregate.SINCE_LAST:
             name = f"last_{feature.events.name}_ms"
-            return (Column(name=name, merge=Merge.MAX, events=feature.events, field="event_time_ms"),)
+            return (Column(name=name, merge=Merge.MAX, events=feature.events, sql="event_time_ms"),)
 
 
 def _count(events: Selection) -> Column:
     return Column(name=events.name, merge=Merge.ADD, events=events)
 
 
-def _sum(feature: WindowedFeature) -> Column:
-    name = f"{feature.events.name}_{feature.field}"
-    return Column(name=name, merge=Merge.ADD, events=feature.events, field=feature.field)
-
-
-def selects(selection: Selection, event_type: EventType, watch_ms: int | None, duration_ms: int | None) -> bool:
-    """Whether an event counts, in Python; `selection_sql` says the same in SQL."""
-    if event_type not in selection.event_types:
-        return False
-    if selection.min_watch_percent is None:
-        return True
-    return (watch_ms or 0) * 100 >= (duration_ms or 0) * selection.min_watch_percent
+def _of_value(feature: WindowedFeature, merge: Merge, prefix: str = "", before: str = "") -> Column:
+    value = feature.value
+    assert value is not None  # WindowedFeature refuses these aggregates without it
+    name = "_".join(part for part in (prefix, feature.events.name, value.name) if part)
+    return Column(name=name, merge=merge, events=feature.events, sql=f"{before}{value.sql}", size=value.size)
 
 
 def selection_sql(selection: Selection) -> str:
-    """The selection as a predicate in the SQL that Flink and Spark share."""
+    """Whether an event counts: a predicate in the SQL that Flink and Spark share."""
     types = ", ".join(f"'{name}'" for name in sorted(selection.event_types))
     predicate = f"event_type IN ({types})"
     if selection.min_watch_percent is None:
@@ -141,11 +150,23 @@ def selection_sql(selection: Selection) -> str:
     return f"({predicate} AND watch_ms * 100 >= duration_ms * {selection.min_watch_percent})"
 
 
+def contribution_sql(column: Column) -> str:
+    """What one event contributes to the column, in the SQL that Flink and Spark share; null where not selected."""
+    return f"CASE WHEN {selection_sql(column.events)} THEN {column.sql} END"
+
+
 def column_sql(column: Column) -> str:
     """The column as an aggregate over a tile's events in the SQL that Flink and Spark share. Empty is 0."""
+    if column.merge is Merge.UNION:
+        return " + ".join(member_sql(column, value) for value in range(column.size or 0))
     function = "SUM" if column.merge is Merge.ADD else "MAX"
-    added = "CAST(1 AS BIGINT)" if column.field is None else column.field
-    return f"COALESCE({function}(CASE WHEN {selection_sql(column.events)} THEN {added} END), CAST(0 AS BIGINT))"
+    return f"COALESCE({function}({contribution_sql(column)}), CAST(0 AS BIGINT))"
+
+
+def member_sql(column: Column, value: int) -> str:
+    """The bit of one value of a union, as an aggregate: set if any selected event has the value."""
+    bit, none = f"CAST({2**value} AS BIGINT)", "CAST(0 AS BIGINT)"
+    return f"MAX(CASE WHEN {contribution_sql(column)} = {value} THEN {bit} ELSE {none} END)"
 
 
 def tile_start(time_ms: int, tile_ms: int) -> int:

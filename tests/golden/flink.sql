@@ -96,11 +96,15 @@ CREATE TABLE tiles_user_category (
   `max_event_time_ms` BIGINT,
   `clicks` BIGINT,
   `completions` BIGINT,
+  `distinct_engagements_day_part` BIGINT,
+  `distinct_engagements_kind` BIGINT,
   `follows` BIGINT,
   `hides` BIGINT,
   `impressions` BIGINT,
   `last_clicks_ms` BIGINT,
+  `last_watches_watch_percent` BIGINT,
   `likes` BIGINT,
+  `max_watches_watch_percent` BIGINT,
   `shares` BIGINT,
   `watches` BIGINT,
   `watches_watch_ms` BIGINT,
@@ -178,7 +182,7 @@ SELECT `value`, `text`, `partition`, `offset`, `arrival_ms`, `proctime`, event_i
     WHEN event_id_text IS NULL THEN 'missing:event_id'
     WHEN NOT (CHAR_LENGTH(event_id_text) <= 64 AND REGEXP(event_id_text, '\A(?:[A-Za-z0-9._:@/+=~-]+)\z')) THEN 'invalid:event_id'
     WHEN event_time_ms_text IS NULL THEN 'missing:event_time_ms'
-    WHEN NOT (REGEXP(event_time_ms_text, '\A(?:(0|-?[1-9][0-9]{0,17}))\z') AND TRY_CAST(event_time_ms_text AS BIGINT) BETWEEN 1 AND 100000000000000000) THEN 'invalid:event_time_ms'
+    WHEN NOT (REGEXP(event_time_ms_text, '\A(?:(0|-?[1-9][0-9]{0,17}))\z') AND TRY_CAST(event_time_ms_text AS BIGINT) BETWEEN 1 AND 4398046511103) THEN 'invalid:event_time_ms'
     WHEN user_id_text IS NULL THEN 'missing:user_id'
     WHEN NOT (CHAR_LENGTH(user_id_text) <= 128 AND REGEXP(user_id_text, '\A(?:[A-Za-z0-9._:@/+=~-]+)\z')) THEN 'invalid:user_id'
     WHEN item_id_text IS NULL THEN 'missing:item_id'
@@ -256,11 +260,15 @@ SELECT `user_id`, `category`, `tile_ms`, `tile_start_ms`,
   MAX(event_time_ms) AS max_event_time_ms,
   COALESCE(SUM(CASE WHEN event_type IN ('click') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `clicks`,
   COALESCE(SUM(CASE WHEN (event_type IN ('watch') AND watch_ms * 100 >= duration_ms * 90) THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `completions`,
+  MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CAST((MOD(event_time_ms, 86400000) - MOD(MOD(event_time_ms, 86400000), 14400000)) / 14400000 AS BIGINT) END = 0 THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CAST((MOD(event_time_ms, 86400000) - MOD(MOD(event_time_ms, 86400000), 14400000)) / 14400000 AS BIGINT) END = 1 THEN CAST(2 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CAST((MOD(event_time_ms, 86400000) - MOD(MOD(event_time_ms, 86400000), 14400000)) / 14400000 AS BIGINT) END = 2 THEN CAST(4 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CAST((MOD(event_time_ms, 86400000) - MOD(MOD(event_time_ms, 86400000), 14400000)) / 14400000 AS BIGINT) END = 3 THEN CAST(8 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CAST((MOD(event_time_ms, 86400000) - MOD(MOD(event_time_ms, 86400000), 14400000)) / 14400000 AS BIGINT) END = 4 THEN CAST(16 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CAST((MOD(event_time_ms, 86400000) - MOD(MOD(event_time_ms, 86400000), 14400000)) / 14400000 AS BIGINT) END = 5 THEN CAST(32 AS BIGINT) ELSE CAST(0 AS BIGINT) END) AS `distinct_engagements_day_part`,
+  MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CASE event_type WHEN 'click' THEN 0 WHEN 'watch' THEN 1 WHEN 'like' THEN 2 WHEN 'share' THEN 3 WHEN 'follow' THEN 4 WHEN 'hide' THEN 5 END END = 0 THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CASE event_type WHEN 'click' THEN 0 WHEN 'watch' THEN 1 WHEN 'like' THEN 2 WHEN 'share' THEN 3 WHEN 'follow' THEN 4 WHEN 'hide' THEN 5 END END = 1 THEN CAST(2 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CASE event_type WHEN 'click' THEN 0 WHEN 'watch' THEN 1 WHEN 'like' THEN 2 WHEN 'share' THEN 3 WHEN 'follow' THEN 4 WHEN 'hide' THEN 5 END END = 2 THEN CAST(4 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CASE event_type WHEN 'click' THEN 0 WHEN 'watch' THEN 1 WHEN 'like' THEN 2 WHEN 'share' THEN 3 WHEN 'follow' THEN 4 WHEN 'hide' THEN 5 END END = 3 THEN CAST(8 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CASE event_type WHEN 'click' THEN 0 WHEN 'watch' THEN 1 WHEN 'like' THEN 2 WHEN 'share' THEN 3 WHEN 'follow' THEN 4 WHEN 'hide' THEN 5 END END = 4 THEN CAST(16 AS BIGINT) ELSE CAST(0 AS BIGINT) END) + MAX(CASE WHEN CASE WHEN event_type IN ('click', 'follow', 'hide', 'like', 'share', 'watch') THEN CASE event_type WHEN 'click' THEN 0 WHEN 'watch' THEN 1 WHEN 'like' THEN 2 WHEN 'share' THEN 3 WHEN 'follow' THEN 4 WHEN 'hide' THEN 5 END END = 5 THEN CAST(32 AS BIGINT) ELSE CAST(0 AS BIGINT) END) AS `distinct_engagements_kind`,
   COALESCE(SUM(CASE WHEN event_type IN ('follow') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `follows`,
   COALESCE(SUM(CASE WHEN event_type IN ('hide') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `hides`,
   COALESCE(SUM(CASE WHEN event_type IN ('impression') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `impressions`,
   COALESCE(MAX(CASE WHEN event_type IN ('click') THEN event_time_ms END), CAST(0 AS BIGINT)) AS `last_clicks_ms`,
+  COALESCE(MAX(CASE WHEN event_type IN ('watch') THEN event_time_ms * 2097152 + CASE WHEN watch_ms >= duration_ms THEN 100 ELSE CAST((watch_ms * 100 - MOD(watch_ms * 100, duration_ms)) / duration_ms AS BIGINT) END END), CAST(0 AS BIGINT)) AS `last_watches_watch_percent`,
   COALESCE(SUM(CASE WHEN event_type IN ('like') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `likes`,
+  COALESCE(MAX(CASE WHEN event_type IN ('watch') THEN CASE WHEN watch_ms >= duration_ms THEN 100 ELSE CAST((watch_ms * 100 - MOD(watch_ms * 100, duration_ms)) / duration_ms AS BIGINT) END END), CAST(0 AS BIGINT)) AS `max_watches_watch_percent`,
   COALESCE(SUM(CASE WHEN event_type IN ('share') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `shares`,
   COALESCE(SUM(CASE WHEN event_type IN ('watch') THEN CAST(1 AS BIGINT) END), CAST(0 AS BIGINT)) AS `watches`,
   COALESCE(SUM(CASE WHEN event_type IN ('watch') THEN watch_ms END), CAST(0 AS BIGINT)) AS `watches_watch_ms`

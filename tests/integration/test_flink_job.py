@@ -33,8 +33,9 @@ from features.events import (
     parse_event,
 )
 from features.names import Topics
-from features.tiles import FAMILIES, Merge, TileFamily
+from features.tiles import FAMILIES, TileFamily
 from tests.conftest import JARS, ROOT, free_port, running, wait_for
+from tests.oracles import windows
 
 PYTHON = ROOT / ".venv" / "stream" / "bin" / "python"
 BASE_MS = 1_760_000_000_000
@@ -196,22 +197,19 @@ def judge(records: Iterable[Record]) -> Expected:
 
 
 def tiles_of(family: TileFamily, events: Iterable[Event]) -> dict[tuple[object, ...], dict[str, int]]:
-    tiles: dict[tuple[object, ...], dict[str, int]] = {}
-    for event in events:
-        start_ms = event.event_time_ms // family.tile_ms * family.tile_ms
-        key = (*(getattr(event, name) for name in family.key_fields), start_ms)
-        row = tiles.setdefault(key, dict.fromkeys(["n", "max_event_time_ms", *(c.name for c in family.columns)], 0))
-        row["n"] += 1
-        row["max_event_time_ms"] = max(row["max_event_time_ms"], event.event_time_ms)
-        for column in family.columns:
-            if event.event_type not in column.events.event_types:
-                continue
-            least = column.events.min_watch_percent
-            if least is not None and event.watch_ms / event.duration_ms * 100 < least - 1e-9:
-                continue
-            added = 1 if column.field is None else getattr(event, column.field)
-            row[column.name] = row[column.name] + added if column.merge is Merge.ADD else max(row[column.name], added)
-    return tiles
+    """The oracle's tiles, in the shape in which the outputs are compared."""
+    plain = [
+        windows.Event(
+            event.user_id, event.item_id, event.category, event.creator_id, event.event_type.value, event.event_time_ms,
+            event.watch_ms or 0, event.duration_ms or 1,
+        )
+        for event in events
+    ]  # fmt: skip
+    names = ["n", "max_event_time_ms", *(column.name for column in family.columns)]
+    return {
+        (*row.key, row.tile_start_ms): dict(zip(names, (row.n, row.max_event_time_ms, *row.values), strict=True))
+        for row in windows.tiles_of(family, plain, family.tile_ms)
+    }
 
 
 # What the job wrote.

@@ -1,12 +1,10 @@
 """Windows finalised from tiles, judged by a brute-force count over the events themselves.
 
-The oracle below shares no code with `features.algebra` or `features.tiles`: it knows events, floors and the words of
-the design ("tiles from floor(t - window) to floor(t)"), and nothing of columns, merges or arrays.
+The oracle is `tests.oracles.windows`.
 """
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,83 +13,12 @@ from hypothesis import strategies as st
 
 from features.algebra import Finaliser, TileRows, finalise_windows
 from features.events import EventType
-from features.specs import KEY_FIELDS, NEVER_MS, Aggregate, Entity, WindowedFeature, features_of
+from features.specs import KEY_FIELDS, NEVER_MS, Aggregate, Entity, features_of
 from features.tile_rows import TileRow, keyed_tiles, pack
-from features.tiles import FAMILIES, TileFamily, family_of, selects
+from features.tiles import FAMILIES, TileFamily, family_of
+from tests.oracles.windows import DAY, HOUR, MINUTE, Event, tiles_of, window_value
 
-MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 NOW_MS = 1_800_000_034_567
-
-
-@dataclass(frozen=True)
-class Event:
-    user_id: str
-    item_id: str
-    category: str
-    creator_id: str
-    kind: str
-    time_ms: int
-    watch_ms: int
-    duration_ms: int
-
-
-# The oracle.
-
-
-def counts(feature: WindowedFeature, event: Event, which: str) -> bool:
-    selection = feature.events if which == "events" else feature.per
-    assert selection is not None
-    if event.kind not in {kind.value for kind in selection.event_types}:
-        return False
-    if selection.min_watch_percent is None:
-        return True
-    return event.watch_ms / event.duration_ms * 100 >= selection.min_watch_percent
-
-
-def oracle(feature: WindowedFeature, events: list[Event], instant_ms: int) -> float:
-    tile_ms = DAY if feature.window_ms > 2 * DAY else MINUTE if feature.entity.startswith("user") else 5 * MINUTE
-    own_ms = MINUTE if feature.entity.startswith("user") else 5 * MINUTE
-    from_ms = (instant_ms - feature.window_ms) // tile_ms * tile_ms
-    until_ms = instant_ms // own_ms * own_ms + own_ms
-    inside = [event for event in events if from_ms <= event.time_ms < until_ms]
-    chosen = [event for event in inside if counts(feature, event, "events")]
-    amounts = [event.watch_ms for event in chosen]
-    if feature.aggregate == "count":
-        return len(chosen)
-    if feature.aggregate == "sum":
-        return sum(amounts)
-    if feature.aggregate == "mean":
-        return sum(amounts) / len(amounts) if amounts else feature.default
-    if feature.aggregate == "rate":
-        base = [event for event in inside if counts(feature, event, "per")]
-        return len(chosen) / len(base) if base else feature.default
-    assert feature.aggregate == "since_last"
-    return max(instant_ms - max(event.time_ms for event in chosen), 0) if chosen else feature.default
-
-
-# The tiles, built event by event.
-
-
-def build_tiles(family: TileFamily, events: list[Event], tile_ms: int) -> list[TileRow]:
-    held: dict[tuple[tuple[str, ...], int], list[Event]] = defaultdict(list)
-    for event in events:
-        key = tuple(getattr(event, field) for field in family.key_fields)
-        held[key, event.time_ms // tile_ms * tile_ms].append(event)
-    rows = []
-    for (key, start_ms), inside in held.items():
-        values = []
-        for column in family.columns:
-            own = [e for e in inside if selects(column.events, EventType(e.kind), e.watch_ms, e.duration_ms)]
-            amounts = {
-                None: [1] * len(own),
-                "watch_ms": [e.watch_ms for e in own],
-                "event_time_ms": [e.time_ms for e in own],
-            }
-            added = amounts[column.field]
-            values.append(sum(added) if column.merge == "add" else max(added, default=0))
-        newest_ms = max(event.time_ms for event in inside)
-        rows.append(TileRow(key, tile_ms, start_ms, len(inside), newest_ms, tuple(values)))
-    return rows
 
 
 def store_like(family: TileFamily, events: list[Event], instant_ms: int, rng: random.Random) -> list[TileRow]:
@@ -108,7 +35,7 @@ def store_like(family: TileFamily, events: list[Event], instant_ms: int, rng: ra
         part = rng.sample(of_day, rng.randrange(len(of_day) + 1))
         fine_matters = day >= today - 2
         streamed, daily = (of_day, part) if fine_matters or rng.random() < 0.5 else (part, of_day)
-        rows += build_tiles(family, streamed, family.tile_ms) + build_tiles(family, daily, DAY)
+        rows += tiles_of(family, streamed, family.tile_ms) + tiles_of(family, daily, DAY)
     rng.shuffle(rows)
     return rows
 
@@ -165,7 +92,7 @@ def test_windows_are_those_of_the_brute_force(entity: Entity, seed: int, number:
     for key, values in got.items():
         own = [e for e in events if tuple(getattr(e, field) for field in KEY_FIELDS[entity]) == key]
         for feature, value in zip(features_of(entity), values, strict=True):
-            assert value == pytest.approx(oracle(feature, own, instant_ms), rel=1e-12, abs=0), feature.name
+            assert value == pytest.approx(window_value(feature, own, instant_ms), rel=1e-12, abs=0), feature.name
 
 
 @given(seed=st.integers(0, 2**32))
@@ -181,7 +108,7 @@ def test_users_total_is_the_regrouped_categories(seed: int) -> None:
     merged = finaliser.merge(keyed.rows, keyed.rows.key_T, len(keyed.keys), NOW_MS)
     total_F = finaliser.finalise(finaliser.regroup(merged), NOW_MS)[0]
     for feature, value in zip(features_of(Entity.USER), total_F, strict=True):
-        assert value == pytest.approx(oracle(feature, events, NOW_MS), rel=1e-12, abs=0), feature.name
+        assert value == pytest.approx(window_value(feature, events, NOW_MS), rel=1e-12, abs=0), feature.name
 
 
 def test_quiet_user_falls_to_zero_with_time_alone() -> None:

@@ -27,7 +27,9 @@ def test_the_version_follows_the_definitions_and_not_their_order() -> None:
     [
         {"aggregate": Aggregate.SUM},
         {"aggregate": Aggregate.RATE},
-        {"field": "watch_ms"},
+        {"value": specs.WATCH_MS},
+        {"aggregate": Aggregate.LAST, "value": specs.WATCH_MS},
+        {"aggregate": Aggregate.DISTINCT, "value": specs.WATCH_PERCENT},
         {"window_ms": 3 * MS_PER_DAY + 1},
     ],
 )
@@ -58,10 +60,3 @@ def test_a_fine_window_rounds_its_tail_to_the_tile() -> None:
 
 def test_a_long_window_rounds_its_tail_to_the_day() -> None:
     assert tiles.window_start(CTR_30D, 40 * MS_PER_DAY + 5) == 10 * MS_PER_DAY
-
-
-def test_a_completion_is_a_watch_of_nine_tenths() -> None:
-    completed = [specs.COMPLETIONS, specs.EventType.WATCH]
-    assert tiles.selects(*completed, 90, 100)
-    assert not tiles.selects(*completed, 89, 100)
-    assert not tiles.selects(specs.COMPLETIONS, specs.EventType.CLICK, 100, 100)
