@@ -1,8 +1,9 @@
 """The event contract: what a user event is, what each type requires, and why a record is refused.
 
 The rules are data, so that Python, Flink SQL and Spark SQL refuse the same records for the same reason.
-Every engine reads a field as text (a JSON string's content, or a number's literal) and matches that text:
-an integer is `INTEGER_PATTERN`, an identifier is `ID_PATTERN`. The first broken rule, in the order of
+Every engine reads a field as text (a JSON string's content, or an integer's literal) and matches that text: an integer
+is `INTEGER_PATTERN`, an identifier is `ID_PATTERN`; a number with a fraction or an exponent is neither. The first
+broken rule, in the order of
 `RULES`, is the record's reason.
 """
 
@@ -165,7 +166,9 @@ def is_too_late(event_time_ms: int, arrival_ms: int) -> bool:
 
 def _texts(value: bytes) -> dict[str, str]:
     try:
-        record = json.loads(value.decode(), parse_constant=_refuse_constant)
+        record = json.loads(
+            value.decode(), parse_constant=_refuse_constant, parse_int=_integer_text, parse_float=_no_integer_text
+        )
     except (ValueError, RecursionError) as error:
         raise ContractError(Reason.UNPARSABLE, repr(value[:80]), "a JSON object") from error
     if not isinstance(record, dict):
@@ -176,6 +179,15 @@ def _texts(value: bytes) -> dict[str, str]:
 def _refuse_constant(name: str) -> None:
     """JSON (RFC 8259) has no NaN and no infinities; Python's reader would let them pass."""
     raise ValueError(f"got {name}")
+
+
+def _integer_text(literal: str) -> str:
+    return "0" if literal == "-0" else literal
+
+
+def _no_integer_text(literal: str) -> str:
+    """A text that no pattern matches."""
+    return f"the number {literal}"
 
 
 def _text(got: object) -> str | None:

@@ -38,6 +38,11 @@ class Topics:
         return f"millrace.too-late.{self.version}"
 
     @property
+    def duplicates(self) -> str:
+        """Where later copies of a counted (user_id, event_id) stand: partition and offset."""
+        return f"millrace.duplicates.{self.version}"
+
+    @property
     def interactions(self) -> str:
         """Valid events, once each, keyed by user_id: what the keyed sets are built from."""
         return f"millrace.interactions.{self.version}"

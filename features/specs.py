@@ -79,8 +79,8 @@ class EventValue:
     meaning: str
 
 
-MAX_DISTINCT_SIZE = 62
-"""A set of a domain's values is a bit mask in a signed 64-bit integer."""
+MAX_DISTINCT_SIZE = 52
+"""A set of a domain's values is a bit mask, made by a power of two that a double holds exactly."""
 MAX_LAST_SIZE = 2 ** (63 - EVENT_TIME_BITS)
 """`last` keeps event time and value in one signed 64-bit integer."""
 

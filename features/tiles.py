@@ -55,6 +55,7 @@ class Column:
     events: Selection
     sql: str = "CAST(1 AS BIGINT)"
     size: int | None = None
+    """How many values `sql` may have, from 0; None where that is not bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +158,15 @@ def contribution_sql(column: Column) -> str:
 
 def column_sql(column: Column) -> str:
     """The column as an aggregate over a tile's events in the SQL that Flink and Spark share. Empty is 0."""
-    if column.merge is Merge.UNION:
-        return " + ".join(member_sql(column, value) for value in range(column.size or 0))
-    function = "SUM" if column.merge is Merge.ADD else "MAX"
-    return f"COALESCE({function}({contribution_sql(column)}), CAST(0 AS BIGINT))"
-
-
-def member_sql(column: Column, value: int) -> str:
-    """The bit of one value of a union, as an aggregate: set if any selected event has the value."""
-    bit, none = f"CAST({2**value} AS BIGINT)", "CAST(0 AS BIGINT)"
-    return f"MAX(CASE WHEN {contribution_sql(column)} = {value} THEN {bit} ELSE {none} END)"
+    contribution = contribution_sql(column)
+    match column.merge:
+        case Merge.ADD:
+            aggregate = f"SUM({contribution})"
+        case Merge.MAX:
+            aggregate = f"MAX({contribution})"
+        case Merge.UNION:
+            aggregate = f"BIT_OR(CAST(POWER(2, {contribution}) AS BIGINT))"
+    return f"COALESCE({aggregate}, CAST(0 AS BIGINT))"
 
 
 def tile_start(time_ms: int, tile_ms: int) -> int:

@@ -1,4 +1,5 @@
-"""Builds what Millrace runs on: uv, the four environments from hash-locked files, and the JVM jars from poms.
+"""Builds what Millrace runs on: uv, the four environments from hash-locked files, the JVM jars from poms, and the
+stream job's functions from their Java sources.
 
 Run by the system's Python 3.11 with nothing installed: `python3.11 infra/bootstrap.py`. Every part is stamped with
 the hash of what it was built from, so a second run only compares stamps.
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ("serve", "stream", "airflow", "app")
 """Smallest first, so that the largest installation overlaps with nothing but Maven."""
 JARS = ("kafka", "flink", "spark")
+FUNCTIONS = "functions of the stream job"
 PYTHON = (3, 11)
 JAVA_AT_LEAST = 17
 DISK_NEEDED_GB = 10
@@ -50,15 +52,17 @@ class Bootstrap:
         """Set on the first failure or Ctrl-C, so that the other thread starts nothing more."""
         self.children: set[subprocess.Popen[bytes]] = set()
 
-    def pending(self) -> tuple[list[str], list[str]]:
-        """The environments and the jar folders that are missing or were built from something else."""
+    def pending(self) -> tuple[list[str], list[str], list[str]]:
+        """The environments, the jar folders and what else is missing or was built from something else."""
         venvs = [name for name in ENVIRONMENTS if not self._is_current(*self._environment_stamp(name))]
-        return venvs, [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
+        jars = [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
+        stale = {"stream", "flink"} & {*venvs, *jars} or not self._is_current(*self._functions_stamp())
+        return venvs, jars, [FUNCTIONS] if stale else []
 
     def run(self) -> list[str]:
         """Brings everything up to date and returns the names of the parts that were built."""
-        pending_venvs, pending_jars = self.pending()
-        if not pending_venvs and not pending_jars:
+        pending_venvs, pending_jars, pending_functions = self.pending()
+        if not pending_venvs and not pending_jars and not pending_functions:
             return []
         check_machine()
         if "app" in pending_venvs:
@@ -75,9 +79,11 @@ class Bootstrap:
                 self._stop_children()
                 raise
             errors = [error for lane in lanes if (error := lane.exception())]
-        if errors:
-            raise next((error for error in errors if not isinstance(error, _StoppedError)), errors[0])
-        return [*pending_venvs, *(f"{name} jars" for name in pending_jars)]
+            if errors:
+                raise next((error for error in errors if not isinstance(error, _StoppedError)), errors[0])
+            if pending_functions:
+                self._build_functions()
+        return [*pending_venvs, *(f"{name} jars" for name in pending_jars), *pending_functions]
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -168,7 +174,36 @@ class Bootstrap:
             shutil.rmtree(target, ignore_errors=True)
             fresh.rename(target)
 
-    # Both.
+    # The stream job's functions: Java, compiled against the very jars that they run with.
+
+    def _functions_stamp(self) -> tuple[Path, str]:
+        sources = [path.read_text() for path in self._functions_sources()]
+        lock = (self.root / "infra" / "requirements" / "stream.txt").read_text()
+        return self.jars / "flink" / ".functions-stamp", _hash(RECIPE, lock, *sources)
+
+    def _functions_sources(self) -> list[Path]:
+        return sorted((self.root / "streaming" / "java").rglob("*.java"))
+
+    def _build_functions(self) -> None:
+        stamp, wanted = self._functions_stamp()
+        if self._is_current(stamp, wanted):
+            return
+        classes = self.jars / ".functions"
+        shutil.rmtree(classes, ignore_errors=True)
+        lib = next((self.venvs / "stream").glob("lib/python*/site-packages/pyflink/lib"))
+        # -parameters: Flink knows arguments and state by the names of parameters.
+        compile_all = ["javac", "--release", "17", "-parameters", "-cp", f"{lib}/*", "-d", str(classes)]
+        pack = ["jar", "--create", "--file", str(stamp.parent / "millrace-functions.jar"), "-C", str(classes), "."]
+        with self._timed(FUNCTIONS):
+            stamp.unlink(missing_ok=True)
+            for command in ([*compile_all, *map(str, self._functions_sources())], pack):
+                code, output = self._call(command)
+                if code:
+                    raise BootstrapError(f"{command[0]} failed on streaming/java: {output.strip()}")
+            stamp.write_text(wanted)
+        shutil.rmtree(classes, ignore_errors=True)
+
+    # All of them.
 
     def _is_current(self, stamp: Path, wanted: str) -> bool:
         return stamp.is_file() and stamp.read_text() == wanted
@@ -223,6 +258,8 @@ def check_machine() -> None:
         lacking.append(f"Java {JAVA_AT_LEAST} or newer (no java on PATH answers; install a JDK)")
     elif java < JAVA_AT_LEAST:
         lacking.append(f"Java {JAVA_AT_LEAST} or newer (java on PATH is {java})")
+    if shutil.which("javac") is None:
+        lacking.append("a JDK (java is there and javac is not; install the JDK, not only the runtime)")
     if shutil.which("mvn") is None:
         lacking.append("Maven 3.8 or newer (no mvn on PATH)")
     if lacking:

@@ -98,7 +98,7 @@ def topic_configs(topics: Topics) -> dict[str, dict[str, str]]:
     keep = {"retention.ms": "-1"}
     compact = {"cleanup.policy": "compact"}
     tiles = {topics.tiles(family.name): compact for family in FAMILIES}
-    kept = (topics.events, topics.slates, topics.too_late, topics.interactions)
+    kept = (topics.events, topics.slates, topics.too_late, topics.duplicates, topics.interactions)
     # A refused record of the largest size grows by a third in base64.
     letters = {**keep, "max.message.bytes": str(2 * 1024 * 1024)}
     return {**dict.fromkeys(kept, keep), topics.dead_letters: letters, topics.items: compact, **tiles}

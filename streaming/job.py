@@ -46,8 +46,17 @@ CHECKPOINT_INTERVAL_MS = 10_000
 BUFFER_TIMEOUT_MS = 10
 """How long a network buffer waits to fill. A simpler job of this shape (no contract, two tile families) took 31 ms from
 event to tile at p50, and 123 with Flink's default; this job's own freshness is not measured yet."""
-MANAGED_MEMORY_MB = 256
+MANAGED_MEMORY_MB = 384
 """RocksDB's block cache and write buffers, all slots together."""
+ROCKSDB = {
+    # Most keys are new: a filter says so without a look into the files.
+    "state.backend.rocksdb.use-bloom-filter": "true",
+    # Whole indexes and filters do not fit into the cache beside the data: each read would load one anew.
+    "state.backend.rocksdb.memory.partitioned-index-filters": "true",
+    # Unpacking costs more than the disk that packing saves.
+    "state.backend.rocksdb.compression.per.level": "NO_COMPRESSION",
+}
+"""With Flink's defaults half of all processor time went into reading and unpacking indexes (infra/adr/0006)."""
 NETWORK_MEMORY_MB = 64
 RESTART_ATTEMPTS = 12
 """Failures in a row (about 5 minutes of them) before the process gives up and leaves it to its supervisor."""
@@ -110,6 +119,7 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
         "table.exec.state.ttl": f"{STATE_TTL_MS} ms",
         "execution.buffer-timeout.interval": f"{BUFFER_TIMEOUT_MS} ms",
         "state.backend.type": "rocksdb",
+        **ROCKSDB,
         "execution.checkpointing.dir": config.version_dir.as_uri(),
         "execution.checkpointing.interval": f"{config.checkpoint_interval_ms} ms",
         # Under a backlog a checkpoint takes long; this leaves time to work between two.
@@ -188,7 +198,7 @@ def _environment(values: dict[str, str]) -> "TableEnvironment":
 
 
 def _statement_set(environment: "TableEnvironment", sql: JobSql) -> "StatementSet":
-    for statement in (*sql.tables, *sql.views):
+    for statement in (*sql.functions, *sql.tables, *sql.views):
         environment.execute_sql(statement)
     inserts = environment.create_statement_set()
     for statement in sql.inserts:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra import bootstrap
-from infra.bootstrap import ENVIRONMENTS, JARS, ROOT, Bootstrap, BootstrapError
+from infra.bootstrap import ENVIRONMENTS, FUNCTIONS, JARS, ROOT, Bootstrap, BootstrapError
 
 
 @pytest.fixture
@@ -16,6 +16,7 @@ def checkout(tmp_path: Path) -> Path:
     """A root with what the set-up reads and nothing built."""
     shutil.copytree(ROOT / "infra" / "requirements", tmp_path / "infra" / "requirements")
     shutil.copytree(ROOT / "infra" / "poms", tmp_path / "infra" / "poms")
+    shutil.copytree(ROOT / "streaming" / "java", tmp_path / "streaming" / "java")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -29,12 +30,14 @@ def _stamp_all(built: Bootstrap) -> None:
         path, text = built._jars_stamp(name)
         path.parent.mkdir(parents=True)
         path.write_text(text)
+    path, text = built._functions_stamp()
+    path.write_text(text)
 
 
 def test_a_second_run_builds_nothing(checkout: Path) -> None:
     said: list[str] = []
     built = Bootstrap(checkout, said.append)
-    assert built.pending() == (list(ENVIRONMENTS), list(JARS))
+    assert built.pending() == (list(ENVIRONMENTS), list(JARS), [FUNCTIONS])
     _stamp_all(built)
     assert built.run() == []
     assert said == []
@@ -43,12 +46,14 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "pending"),
     [
-        ("infra/requirements/serve.txt", (["serve"], [])),
-        ("infra/poms/flink/pom.xml", ([], ["flink"])),
+        ("infra/requirements/serve.txt", (["serve"], [], [])),
+        ("infra/requirements/stream.txt", (["stream"], [], [FUNCTIONS])),
+        ("infra/poms/flink/pom.xml", ([], ["flink"], [FUNCTIONS])),
+        ("streaming/java/millrace/BitOr.java", ([], [], [FUNCTIONS])),
     ],
 )
 def test_a_changed_input_is_built_again_and_nothing_else(
-    checkout: Path, changed: str, pending: tuple[list[str], list[str]]
+    checkout: Path, changed: str, pending: tuple[list[str], list[str], list[str]]
 ) -> None:
     built = Bootstrap(checkout, lambda _: None)
     _stamp_all(built)

@@ -1,16 +1,17 @@
 """The job's SQL follows the contract: a golden file to review, and what a change of the contract does to it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from features import specs, tiles
-from features.events import FIELDS, EventType, Reason
+from features.events import FIELDS, EventType
 from features.names import Topics
 from features.specs import LIKES, Aggregate, Entity, Selection, WindowedFeature
 from features.tiles import FAMILIES, ITEM_TILES, USER_CATEGORY_TILES
 from streaming import flink_sql
-from streaming.flink_sql import compile_job, contract_rules, tile_insert, tile_table
+from streaming.flink_sql import compile_job, contract_json, tile_insert, tile_table
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "flink.sql"
 BROKER = "broker:9092"
@@ -25,15 +26,15 @@ def test_the_sql_is_the_golden_file(request: pytest.FixtureRequest) -> None:
     assert script == GOLDEN.read_text()
 
 
-def test_every_rule_of_the_contract_is_tried_in_order() -> None:
-    reasons = [reason for _, reason in contract_rules()]
-    of_fields = [f"{Reason.MISSING}:{field.name}" for field in FIELDS if field.required_for]
-    assert reasons[:2] == [Reason.OVERSIZED, Reason.UNPARSABLE]
-    assert reasons[2:4] == ["missing:event_type", "invalid:event_type"]
-    assert reasons[-1] == Reason.FUTURE
-    assert set(of_fields) < set(reasons)
-    assert {f"{Reason.INVALID}:{field.name}" for field in FIELDS} < set(reasons)
-    assert len(reasons) == len(set(reasons)) == 3 + len(of_fields) + len(FIELDS)
+def test_the_contract_is_handed_over_whole() -> None:
+    rules = json.loads(contract_json())
+    assert [field["name"] for field in rules["fields"]] == [field.name for field in FIELDS]
+    assert set(rules["event_types"]) == set(EventType)
+    watch = next(field for field in rules["fields"] if field["name"] == "watch_ms")
+    assert watch == {
+        "name": "watch_ms", "kind": "integer", "required_for": ["watch"], "max_bytes": 128,
+        "minimum": 0, "maximum": 86_400_000,
+    }  # fmt: skip
 
 
 def test_each_family_has_one_insert_and_one_table_with_the_same_columns() -> None:
@@ -81,22 +82,20 @@ def test_the_plan_hash_follows_the_queries_and_not_the_connection() -> None:
     assert job.plan_hash != compile_job(TOPICS, BROKER, FAMILIES[:1]).plan_hash
 
 
-def test_a_field_is_read_from_json_in_one_place() -> None:
-    """The planner then reads it once: the integration test looks at the plan itself."""
-    script = compile_job(TOPICS, BROKER).script
-    assert script.count("JSON_VALUE(") == len(FIELDS)
-    assert script.count("RAND()") == 1
-    assert flink_sql._BARRIER in script
+def test_a_changed_contract_is_another_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compile_job(TOPICS, BROKER).plan_hash
+    monkeypatch.setattr(flink_sql, "MAX_EVENT_BYTES", 8 * 1024)
+    assert compile_job(TOPICS, BROKER).plan_hash != before
 
 
 def test_nothing_in_the_sql_reads_the_clock_for_a_value() -> None:
-    """Processing time orders copies and expires state; no output depends on it."""
+    """Processing time expires state; no output depends on it."""
     script = compile_job(TOPICS, BROKER).script
-    for word in ("CURRENT_TIMESTAMP", "NOW()", "WATERMARK", "LOCALTIME"):
+    for word in ("CURRENT_TIMESTAMP", "NOW()", "WATERMARK", "LOCALTIME", "PROCTIME"):
         assert word not in script
 
 
 def _hash_of(inserts: dict[str, str]) -> str:
     job = compile_job(TOPICS, BROKER)
     kept = tuple(text for text in job.inserts if "INTO tiles_" not in text)
-    return flink_sql.JobSql(tables=(), views=job.views, inserts=(*kept, *inserts.values())).plan_hash
+    return flink_sql.JobSql(functions=(), tables=(), views=job.views, inserts=(*kept, *inserts.values())).plan_hash
