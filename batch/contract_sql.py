@@ -1,7 +1,6 @@
 """The event contract compiled to Spark SQL: the same rules, in the same order, as `features.events.parse_event`.
 
-`read_contract` turns raw records into typed fields and the reason of refusal, with no Python per record. One text
-differs: an identifier given as a JSON number with an exponent is spelled Java's way (1.0E300, not 1e+300).
+`read_contract` turns raw records into typed fields and the reason of refusal, with no Python per record.
 """
 
 from pyspark.sql import DataFrame
@@ -22,7 +21,7 @@ from features.events import (
 
 _END = "millrace.end"
 """A field that no event has. It marks the element behind the record, by which text after the record is found."""
-_STRICT_JSON = "map('allowSingleQuotes', 'false', 'allowNonNumericNumbers', 'false')"
+_STRICT_JSON = f"map('allowSingleQuotes', 'false', 'allowNonNumericNumbers', 'false', 'maxNumLen', '{MAX_EVENT_BYTES}')"
 
 
 def read_contract(records: DataFrame) -> DataFrame:
@@ -103,14 +102,16 @@ _RECORD_SQL = f"CASE WHEN size(_parsed) = 2 AND _parsed[1].`{_END}` = '1' THEN _
 
 
 def _text_sql(field: EventField) -> str:
-    """A field's text; null where it is absent, null, an object or an array.
+    """A field's text; null where it is absent, null, an object or an array; what no pattern matches for a fraction.
 
-    Spark gives objects and arrays as JSON text; only where a text looks like one is the record read again to see.
+    Spark gives objects, arrays and numbers as text too; only where a text looks like one is the record read again to
+    see whether it was a string.
     """
     text = f"_record.{field.name}"
-    again = f"from_json(CAST(value AS STRING), '{field.name} VARIANT').{field.name}"
-    nested = f"schema_of_variant({again}) RLIKE '^(OBJECT|ARRAY)'"
-    return f"CASE WHEN left({text}, 1) IN ('{{', '[') AND {nested} THEN NULL ELSE {text} END"
+    kind = f"schema_of_variant(from_json(CAST(value AS STRING), '{field.name} VARIANT', {_STRICT_JSON}).{field.name})"
+    nested = f"left({text}, 1) IN ('{{', '[') AND {kind} RLIKE '^(OBJECT|ARRAY)'"
+    fraction = f"{text} RLIKE '^-?[0-9]+([.]|[.0-9]*[eE])' AND {kind} != 'STRING'"
+    return f"CASE WHEN {nested} THEN NULL WHEN {fraction} THEN 'the number ' || {text} ELSE {text} END"
 
 
 def _text(field: EventField) -> str:

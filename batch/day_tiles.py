@@ -31,7 +31,7 @@ def refresh_days(
 ) -> dict[str, object]:
     """Counts, sends and stores the days that changed. Returns the table's path, the days and the number of rows."""
     table = f"{TABLES.day_tiles}/{family.name}"
-    past = f"NOT too_late AND event_time_ms < {tile_start(now_ms, DAY_TILE_MS)}"
+    past = f"event_time_ms < {tile_start(now_ms, DAY_TILE_MS)}"
     events = read_table(spark, lake, TABLES.silver_events).where(past)
     days = _changed_days(spark, lake, table, events)
     rows = 0

@@ -25,7 +25,7 @@ _TEXT = "CASE WHEN is_valid_utf8(value) THEN CAST(value AS STRING) END"
 
 
 def events_stage(spark: SparkSession, lake: Path) -> Stage:
-    """Bronze records → silver events once each, duplicates and dead letters."""
+    """Bronze records → silver events once each, too late ones, duplicates and dead letters."""
 
     def run(records: DataFrame, _batch_id: int) -> None:
         # Only dead letters need their bytes again: the others are not carried through the shuffle.
@@ -41,7 +41,8 @@ def slates_stage(spark: SparkSession, lake: Path) -> Stage:
     """Records of the slates topic → one row a request_id, duplicates and dead letters."""
 
     def run(records: DataFrame, _batch_id: int) -> None:
-        _write_once(spark, lake, TABLES.slates, read_slates(records), ("request_id",), "request_id")
+        judged = read_slates(records).withColumn("too_late", expr("false"))
+        _write_once(spark, lake, TABLES.slates, judged, ("request_id",), "request_id")
 
     return run
 
@@ -61,7 +62,7 @@ def items_stage(spark: SparkSession, lake: Path) -> Stage:
             .whenNotMatchedInsertAll()
             .execute()
         )
-        _append_dead_letters(spark, lake, judged.where("reason IS NOT NULL"))
+        _append_absent(spark, lake, TABLES.dead_letters, judged.where("reason IS NOT NULL"))
 
     return run
 
@@ -113,7 +114,7 @@ def read_items(records: DataFrame) -> DataFrame:
 def _write_once(
     spark: SparkSession, lake: Path, table: str, judged: DataFrame, keys: Sequence[str], record_id: str
 ) -> None:
-    """Appends the new records to the table, the duplicates and the dead letters to theirs."""
+    """Appends the new records to the table, the others to theirs."""
     held = read_table(spark, lake, table)
     classified = classify(judged, held, keys).persist(StorageLevel.MEMORY_AND_DISK)
     try:
@@ -125,19 +126,21 @@ def _write_once(
             _append(new, lake / table)
         if counts.get(Outcome.DUPLICATE):
             later = classified.where(f"outcome = '{Outcome.DUPLICATE}'").withColumn("record_id", expr(record_id))
-            known = read_table(spark, lake, TABLES.duplicates)
-            _append(absent_from(later, known).select(*known.columns), lake / TABLES.duplicates)
+            _append_absent(spark, lake, TABLES.duplicates, later)
+        if counts.get(Outcome.TOO_LATE):
+            _append_absent(spark, lake, TABLES.too_late_events, classified.where(f"outcome = '{Outcome.TOO_LATE}'"))
         if counts.get(Outcome.DEAD):
-            _append_dead_letters(spark, lake, classified.where(f"outcome = '{Outcome.DEAD}'"))
+            _append_absent(spark, lake, TABLES.dead_letters, classified.where(f"outcome = '{Outcome.DEAD}'"))
     finally:
         classified.unpersist()
 
 
-def _append_dead_letters(spark: SparkSession, lake: Path, refused: DataFrame) -> None:
-    known = read_table(spark, lake, TABLES.dead_letters)
-    letters = absent_from(refused, known).select(*known.columns)
-    if not letters.isEmpty():
-        _append(letters, lake / TABLES.dead_letters)
+def _append_absent(spark: SparkSession, lake: Path, table: str, records: DataFrame) -> None:
+    """Appends the records that the table does not hold yet, by their place in Kafka."""
+    known = read_table(spark, lake, table)
+    new = absent_from(records, known).select(*known.columns)
+    if not new.isEmpty():
+        _append(new, lake / table)
 
 
 def _append(rows: DataFrame, path: Path) -> None:

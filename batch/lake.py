@@ -42,9 +42,10 @@ INGESTED: tuple[TableDefinition, ...] = (
     TableDefinition(path=TABLES.bronze_events, columns=f"value BINARY, key BINARY, {_SOURCE}"),
     TableDefinition(
         path=TABLES.silver_events,
-        columns=f"{_EVENT}, too_late BOOLEAN, event_date DATE, {_SOURCE}",
+        columns=f"{_EVENT}, event_date DATE, {_SOURCE}",
         partitioned_by=("event_date",),
     ),
+    TableDefinition(path=TABLES.too_late_events, columns=f"{_EVENT}, {_SOURCE}"),
     TableDefinition(path=TABLES.dead_letters, columns=f"reason STRING, value BINARY, {_SOURCE}"),
     TableDefinition(path=TABLES.duplicates, columns=f"user_id STRING, record_id STRING, {_SOURCE}"),
     TableDefinition(path=TABLES.items, columns=f"{ITEM_COLUMNS}, {_SOURCE}"),

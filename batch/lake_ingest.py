@@ -1,4 +1,4 @@
-"""Kafka → Delta, everything that is there now: bronze, silver events, duplicates, dead letters, items, slates.
+"""Kafka → Delta, all that is there now: bronze, silver events, too late, duplicates, dead letters, items, slates.
 
 `spark-submit … batch/lake_ingest.py --bootstrap-servers B --lake DIR --checkpoints DIR [--report FILE]`
 """
@@ -78,15 +78,19 @@ def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
 
 
 def accounts(lake: Path, events_topic: str) -> dict[str, int]:
-    """Proves bronze = silver + duplicates + dead letters, counting the records of the events topic.
+    """Proves bronze = silver + too late + duplicates + dead letters, counting the records of the events topic.
 
     Raises `ArithmeticError` with the figures when they do not balance.
     """
-    parts = {"silver": TABLES.silver_events, "duplicates": TABLES.duplicates, "dead_letters": TABLES.dead_letters}
-    figures = {"bronze": row_count(lake, TABLES.bronze_events)}
-    for name, table in parts.items():
-        figures[name] = rows_of_topic(lake, table, events_topic)
-    if figures["bronze"] != figures["silver"] + figures["duplicates"] + figures["dead_letters"]:
+    tables = {
+        "silver": TABLES.silver_events,
+        "too_late": TABLES.too_late_events,
+        "duplicates": TABLES.duplicates,
+        "dead_letters": TABLES.dead_letters,
+    }
+    parts = {name: rows_of_topic(lake, table, events_topic) for name, table in tables.items()}
+    figures = {"bronze": row_count(lake, TABLES.bronze_events), **parts}
+    if figures["bronze"] != sum(parts.values()):
         raise ArithmeticError(f"the lake's accounts do not balance: {figures}")
     return figures
 

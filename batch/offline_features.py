@@ -60,7 +60,7 @@ def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, obje
 def write_views(spark: SparkSession, run: OfflineRun) -> dict[str, int]:
     """Writes the run date's file of every view and returns the rows of each."""
     root = run.lake / TABLES.offline_features
-    events = read_table(spark, run.lake, TABLES.silver_events).where("NOT too_late")
+    events = read_table(spark, run.lake, TABLES.silver_events)
     items = read_table(spark, run.lake, TABLES.items)
     day_end_ms = tile_start(run.now_ms, DAY_TILE_MS)
     rows = {

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql.functions import expr
 
-from batch.point_in_time import REACH_MS, Sweep, added_sql, finalise_sql, part_name
+from batch.point_in_time import REACH_MS, Sweep, contributed_sql, finalise_sql, part_name
 from features.daily import CREATED, EVENT_TIMESTAMP
 from features.names import MS_PER_DAY
 from features.specs import Entity
-from features.tiles import Merge, family_of, feature_columns, tile_start, window_start
+from features.tiles import Column, Merge, contribution_sql, family_of, feature_columns, tile_start, window_start
 
 SMOOTHING_IMPRESSIONS = 20
 """Weight, in impressions, of the mean click rate in an item's smoothed one."""
@@ -28,12 +28,12 @@ def windowed_values_at(events: DataFrame, entity: Entity, now_ms: int) -> DataFr
     counted = events.where(
         f"arrival_ms < {now_ms} AND event_time_ms >= {now_ms - REACH_MS} "
         f"AND event_time_ms < {tile_start(now_ms, tile_ms) + tile_ms}"
-    ).selectExpr(*sweep.keys, "event_time_ms", *(added_sql(column) for column in sweep.columns))
+    ).selectExpr(*sweep.keys, "event_time_ms", *(_part_sql(column) for column in sweep.columns))
     merged = {}
     for feature in sweep.features:
         start_ms = window_start(feature, now_ms)
         for column in feature_columns(feature):
-            function = "sum" if column.merge is Merge.ADD else "max"
+            function = {Merge.ADD: "sum", Merge.MAX: "max", Merge.UNION: "bit_or"}[column.merge]
             part = part_name(column, sweep.kind_of(feature))
             merged[part] = expr(f"{function}(CASE WHEN event_time_ms >= {start_ms} THEN {column.name} ELSE 0 END)")
     parts = counted.groupBy(*sweep.keys).agg(*(total.alias(part) for part, total in merged.items()))
@@ -43,6 +43,12 @@ def windowed_values_at(events: DataFrame, entity: Entity, now_ms: int) -> DataFr
         value = finalise_sql(feature, names)
         values.append(f"{f'CAST({value} AS BIGINT)' if feature.is_integer else value} AS {feature.name}")
     return parts.selectExpr("*", f"{now_ms}L AS t_ms").selectExpr(*sweep.keys, *values)
+
+
+def _part_sql(column: Column) -> str:
+    if column.merge is not Merge.UNION:
+        return contributed_sql(column)
+    return f"coalesce(shiftleft(1L, CAST({contribution_sql(column)} AS INT)), 0L) AS {column.name}"
 
 
 def user_daily(events: DataFrame, day_end_ms: int) -> DataFrame:

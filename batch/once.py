@@ -16,24 +16,28 @@ class Outcome(StrEnum):
     """The very record that the table holds already: a batch that is run again after a kill."""
     DUPLICATE = "duplicate"
     """A later record with a known key, whatever its payload."""
+    TOO_LATE = "too_late"
+    """Too late, whatever else it is."""
     DEAD = "dead"
     """Refused: `reason` says why."""
 
 
 def classify(judged: DataFrame, held: DataFrame, keys: Sequence[str]) -> DataFrame:
-    """Adds `outcome` to judged records (`reason`, `partition`, `offset` and the keys; keys null where refused).
+    """Adds `outcome` to judged records (`reason`, `too_late`, `partition`, `offset` and the keys; null where refused).
 
-    `held` is the table that holds the first record of each key. The first in a batch is the one with the lowest
+    Records that are too late neither count as first nor as copies. `held` is the table that holds the first record of
+    each key. The first in a batch is the one with the lowest
     (offset, partition); a user's records share a partition, so for them it is the order of sending.
     The answer does not change when a part of the batch has been written already.
     """
     names = ", ".join(keys)
     place = "struct(offset, partition)"
-    ranked = judged.select("*", expr(f"min({place}) OVER (PARTITION BY {names})").alias("_first"))
+    ranked = judged.select("*", expr(f"min({place}) OVER (PARTITION BY {names}, too_late)").alias("_first"))
     known = held.select(*keys, expr(place).alias("_held"))
     joined = ranked.join(known, list(keys), "left")
     outcome = f"""CASE
         WHEN reason IS NOT NULL THEN '{Outcome.DEAD}'
+        WHEN too_late THEN '{Outcome.TOO_LATE}'
         WHEN _held = {place} THEN '{Outcome.KNOWN}'
         WHEN _held IS NULL AND _first = {place} THEN '{Outcome.NEW}'
         ELSE '{Outcome.DUPLICATE}' END"""

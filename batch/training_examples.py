@@ -63,7 +63,7 @@ def run_examples(spark: SparkSession, run: ExampleRun) -> dict[str, object]:
     if set(versions) != set(sources) or not row_count(run.lake, TABLES.silver_events):
         raise EmptyLakeError(f"{run.lake} has no events: run lake_ingest first.")
     built_from = {"sources": versions, "spec_version": specs.version(), "now_ms": run.now_ms}
-    counted = read_table(spark, run.lake, TABLES.silver_events).where("NOT too_late")
+    counted = read_table(spark, run.lake, TABLES.silver_events)
     # Read a dozen times: once for each entity's sweep, for labels, histories and the impressions of each.
     events = counted.drop("schema_version", "topic", "partition", "offset").persist(StorageLevel.MEMORY_AND_DISK)
     try:

@@ -35,7 +35,7 @@ from features.specs import WINDOWED_FEATURES, Aggregate, WindowedFeature
 
 DELAY_MS = "delay_ms"
 """Derived column of events: `arrival_ms - event_time_ms`."""
-EVENT_COLUMNS = (*(field.name for field in FIELDS), "arrival_ms", "too_late", "event_date")
+EVENT_COLUMNS = (*(field.name for field in FIELDS), "arrival_ms", "event_date")
 _EXAMPLE_IDS = ("event_id", "request_id", "user_id", "item_id", "category", "creator_id", "language", "device")
 _EXAMPLE_NUMBERS = ("t_ms", "position", "duration_ms", "published_at_ms")
 _BINARY_LABELS = ("label_click", "label_like", "label_share", "label_hide")
@@ -61,21 +61,7 @@ def events_suite(now_ms: int, thresholds: Thresholds) -> ExpectationSuite:
         ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
         ExpectCompoundColumnsToBeUnique(column_list=["user_id", "event_id"]),
         ExpectColumnMaxToBeBetween(column="arrival_ms", min_value=now_ms - thresholds.max_age_ms),
-        ExpectColumnValuesToNotBeNull(column="too_late"),
-        ExpectColumnValuesToBeBetween(
-            column=DELAY_MS,
-            min_value=-FUTURE_SKEW_MS,
-            max_value=HORIZON_MS,
-            row_condition="too_late == False",
-            condition_parser="pandas",
-        ),
-        ExpectColumnValuesToBeBetween(
-            column=DELAY_MS,
-            min_value=HORIZON_MS,
-            strict_min=True,
-            row_condition="too_late == True",
-            condition_parser="pandas",
-        ),
+        ExpectColumnValuesToBeBetween(column=DELAY_MS, min_value=-FUTURE_SKEW_MS, max_value=HORIZON_MS),
     ]
     for field in FIELDS:
         expectations += [*_presence(field), *_validity(field)]

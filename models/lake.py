@@ -85,10 +85,9 @@ def read_items(lake: Path) -> tuple[list[Item], int]:
 
 
 def read_events(lake: Path, item_table: ItemTable) -> tuple[EventLog, int]:
-    """The valid events of silver that were not too late, with their Delta version. Raises `LakeError`."""
+    """The counted events, with their Delta version. Raises `LakeError`."""
     name = LakeTables().silver_events
-    rows, version = read_table(lake, name, ["user_id", "item_id", "event_type", "event_time_ms", "too_late"])
-    rows = rows.filter(pc.invert(rows.column("too_late")))
+    rows, version = read_table(lake, name, ["user_id", "item_id", "event_type", "event_time_ms"])
     users = rows.column("user_id").combine_chunks().dictionary_encode()
     log = EventLog(
         user_ids=tuple(users.dictionary.to_pylist()),

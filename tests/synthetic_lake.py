@@ -134,7 +134,6 @@ class _Log:
                 "creator_id": item.creator_id,
                 "category": item.category,
                 "arrival_ms": at_ms,
-                "too_late": False,
             }
         )
         for key in _keys(user, item).values():
@@ -149,12 +148,11 @@ class _Log:
             times = self.times.get((*key, event_type), [])
             return bisect_left(times, at_ms) - bisect_left(times, at_ms - feature.window_ms)
 
-        (event_type,) = feature.events.event_types
         if feature.aggregate is Aggregate.COUNT:
-            return float(count(event_type))
+            return float(sum(count(event_type) for event_type in feature.events.event_types))
         if feature.aggregate is Aggregate.RATE and feature.events.name == "clicks":
             shown = count(EventType.IMPRESSION)
-            return count(event_type) / shown if shown else 0.0
+            return count(EventType.CLICK) / shown if shown else 0.0
         return feature.default
 
 

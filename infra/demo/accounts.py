@@ -19,8 +19,8 @@ def account(ledger: Ledger, lake_dir: Path, bootstrap_servers: str, topics: Topi
     without having been sent is in `events_unknown`. Raises `TableNotFoundError` before the first ingest."""
     tables = LakeTables()
     sent = ledger.counted_ids | ledger.too_late_ids
-    silver = _table(lake_dir, tables.silver_events, ["event_id"])
-    stored = silver["event_id"].to_pylist()
+    held = (tables.silver_events, tables.too_late_events)
+    stored = [event_id for table in held for event_id in _table(lake_dir, table, ["event_id"])["event_id"].to_pylist()]
     kept = set(stored)
     return {
         "records_sent": ledger.records_sent,

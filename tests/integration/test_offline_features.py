@@ -30,7 +30,7 @@ Row = dict[str, object]
 
 
 def silver(rng: random.Random, count: int) -> list[Row]:
-    """Impressions, each sometimes followed by reactions; some arrive late, some too late."""
+    """Impressions, each sometimes followed by reactions; some arrive as late as the horizon allows."""
     rows: list[Row] = []
     for n in range(count):
         item, user = rng.randrange(8), f"u{rng.randrange(5)}"
@@ -46,8 +46,8 @@ def silver(rng: random.Random, count: int) -> list[Row]:
                 {**base, "request_id": None, **of_request, **watch, "event_type": event_type, "event_time_ms": at}
             )
     for n, row in enumerate(rows):
-        delay = rng.choice([10, 20, HOUR_MS, 3 * DAY_MS])
-        row |= {"event_id": f"e{n}", "arrival_ms": row["event_time_ms"] + delay, "too_late": delay > 2 * DAY_MS}
+        delay = rng.choice([10, 20, HOUR_MS, 2 * DAY_MS])
+        row |= {"event_id": f"e{n}", "arrival_ms": row["event_time_ms"] + delay}
         row |= {"topic": "t", "partition": 0, "offset": n, "event_date": utc_date(row["event_time_ms"])}
     return rows
 
@@ -98,7 +98,7 @@ def test_day_tiles_are_counted_sent_once_and_reopened_by_a_late_event(
 ) -> None:
     run = OfflineRun(lake=lake, bootstrap_servers=kafka_broker, topics=topics, now_ms=NOW_MS)
     report = run_offline_features(spark, run)
-    past = [row for row in rows if not row["too_late"] and row["event_time_ms"] < NOW_MS // DAY_MS * DAY_MS]
+    past = [row for row in rows if row["event_time_ms"] < NOW_MS // DAY_MS * DAY_MS]
     wanted = Counter((row["user_id"], row["category"], row["event_time_ms"] // DAY_MS * DAY_MS) for row in past)
     clicks = Counter(
         (row["user_id"], row["category"], row["event_time_ms"] // DAY_MS * DAY_MS)
@@ -127,7 +127,7 @@ def test_offline_tables_say_what_point_in_time_says(spark: SparkSession, lake: P
         lake=lake, bootstrap_servers=ingest_topics.bootstrap_servers, topics=ingest_topics.topics, now_ms=NOW_MS
     )
     run_offline_features(spark, run)
-    events = read_table(spark, lake, TABLES.silver_events).where("NOT too_late")
+    events = read_table(spark, lake, TABLES.silver_events)
     for entity in Entity:
         keys = list(KEY_FIELDS[entity])
         files = list((lake / TABLES.offline_features / ACTIVITY_VIEWS[entity]).glob("*.parquet"))
@@ -161,8 +161,7 @@ def labels(rows: list[Row], impression: Row) -> Row:
     due = [
         row
         for row in rows
-        if not row["too_late"]
-        and (row["user_id"], row["item_id"]) == (impression["user_id"], impression["item_id"])
+        if (row["user_id"], row["item_id"]) == (impression["user_id"], impression["item_id"])
         and start <= row["event_time_ms"] < start + DAY_MS
         and row["request_id"] in (None, impression["request_id"])
     ]
@@ -178,7 +177,7 @@ def labels(rows: list[Row], impression: Row) -> Row:
 def test_examples_are_one_row_an_impression_with_its_labels(spark: SparkSession, lake: Path, rows: list[Row]) -> None:
     run = ExampleRun(lake=lake, now_ms=NOW_MS)
     report = run_examples(spark, run)
-    shown = {row["event_id"]: row for row in rows if row["event_type"] == "impression" and not row["too_late"]}
+    shown = {row["event_id"]: row for row in rows if row["event_type"] == "impression"}
     table = DeltaTable(str(lake / TABLES.examples)).to_pyarrow_table().to_pylist()
     assert {row["event_id"] for row in table} == set(shown)
     assert len(table) == len(shown) == report["rows"]

@@ -1,6 +1,5 @@
 """Spark's features as of any instant against a brute-force oracle that shares no code with them."""
 
-import math
 import random
 from collections.abc import Iterable
 
@@ -10,7 +9,8 @@ from pyspark.sql import DataFrame, SparkSession
 from batch.histories import histories_as_of
 from batch.point_in_time import values_as_of
 from features.events import HORIZON_MS
-from features.specs import KEY_FIELDS, Aggregate, Entity, Selection, WindowedFeature, features_of
+from features.specs import KEY_FIELDS, Entity, WindowedFeature, features_of
+from tests.oracles.windows import Event, window_value
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 START_MS = 1_760_000_000_000
@@ -64,32 +64,13 @@ def random_instants(rng: random.Random, events: list[Row], count: int) -> list[i
 
 
 def oracle(feature: WindowedFeature, events: Iterable[Row], instant_ms: int) -> float:
-    """The definition, event by event: arrived before the instant, in the tiles from its window's to its own."""
-    tile = MINUTE_MS if feature.entity in (Entity.USER, Entity.USER_CATEGORY) else 5 * MINUTE_MS
-    grain = DAY_MS if feature.window_ms > 2 * DAY_MS else tile
-    first = (instant_ms - feature.window_ms) // grain * grain
-    end = instant_ms // tile * tile + tile
-    window = [e for e in events if e["arrival_ms"] < instant_ms and first <= e["event_time_ms"] < end]
-    chosen = [e for e in window if chosen_by(feature.events, e)]
-    if feature.aggregate is Aggregate.COUNT:
-        return float(len(chosen))
-    if feature.aggregate is Aggregate.SUM:
-        return float(sum(e[feature.field] for e in chosen))
-    if feature.aggregate is Aggregate.MEAN:
-        return sum(e[feature.field] for e in chosen) / len(chosen) if chosen else feature.default
-    if feature.aggregate is Aggregate.RATE:
-        base = [e for e in window if chosen_by(feature.per, e)]
-        return len(chosen) / len(base) if base else feature.default
-    last = max((e["event_time_ms"] for e in chosen), default=None)
-    return feature.default if last is None else float(max(instant_ms - last, 0))
+    """`tests.oracles.windows` over the events that had arrived before the instant."""
+    return float(window_value(feature, [as_event(e) for e in events if e["arrival_ms"] < instant_ms], instant_ms))
 
 
-def chosen_by(selection: Selection | None, event: Row) -> bool:
-    assert selection is not None
-    if event["event_type"] not in {str(name) for name in selection.event_types}:
-        return False
-    least = selection.min_watch_percent
-    return least is None or event["watch_ms"] >= math.ceil(event["duration_ms"] * least / 100)
+def as_event(row: Row) -> Event:
+    names = ("user_id", "item_id", "category", "creator_id", "event_type", "event_time_ms")
+    return Event(*(row[name] for name in names), row["watch_ms"] or 0, row["duration_ms"] or 1)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ def events() -> pd.DataFrame:
             "device": "phone",
             "schema_version": 1,
             "arrival_ms": [NOW_MS - 1_000 * n for n in range(rows)],
-            "too_late": False,
             "event_date": [DAYS[n % 2] for n in range(rows)],
         }
     )

@@ -58,7 +58,7 @@ def random_inputs(candidates: int, seed: int = 0) -> RankerInputs:
 
     return RankerInputs(
         user_UF=reals(1, len(USER_FEATURES)),
-        device_U=codes(1),
+        device_U=np.zeros(1, np.int32),  # the layout knows no device
         hour_U=codes(1),
         history_item_UL=codes(1, HISTORY_LENGTH),
         history_category_UL=codes(1, HISTORY_LENGTH),
