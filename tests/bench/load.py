@@ -1,15 +1,17 @@
 """A steady load of realistic events: many users, items by popularity, a few of each kind of fault."""
 
-import json
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
+from confluent_kafka import Producer
 
 from features.events import EventType
 
-TYPES = tuple(EventType)
-_SHARES = {
+SHARES = {
     EventType.IMPRESSION: 0.62,
     EventType.CLICK: 0.14,
     EventType.WATCH: 0.13,
@@ -21,10 +23,13 @@ _SHARES = {
     EventType.UNFOLLOW: 0.003,
     EventType.UNHIDE: 0.003,
 }
+TYPES = tuple(SHARES)
 CATEGORIES = 20
 ITEMS_PER_CREATOR = 10
 CHUNK = 50_000
 DUPLICATES, DEAD, LATE = 0.01, 0.001, 0.001
+LATE_MS = 3 * 86_400_000
+JITTER_MS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +41,11 @@ class Load:
     seed: int = 7
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(NamedTuple):
     """One record of the events topic."""
 
-    key: bytes
-    value: bytes
+    key: str
+    value: str
 
 
 def records(load: Load, times_ms: Iterator[int]) -> Iterator[Record]:
@@ -51,52 +55,76 @@ def records(load: Load, times_ms: Iterator[int]) -> Iterator[Record]:
     one in a thousand each is broken or beyond the horizon.
     """
     rng = np.random.default_rng(load.seed)
-    weight_I = np.arange(1, load.items + 1) ** -0.5
-    share_I = np.cumsum(weight_I / weight_I.sum())
-    share_E = np.cumsum([_SHARES[kind] for kind in TYPES])
-    number = 0
-    last: Record | None = None
-    while True:
-        user_N = rng.integers(load.users, size=CHUNK).tolist()
-        item_N = np.searchsorted(share_I, rng.random(CHUNK)).tolist()
-        kind_N = np.searchsorted(share_E, rng.random(CHUNK) * share_E[-1]).tolist()
-        fault_N = rng.random(CHUNK).tolist()
-        early_N = rng.integers(2_000, size=CHUNK).tolist()
-        watched_N = rng.integers(1, 101, size=CHUNK).tolist()
-        for user, item, kind, fault, early, watched in zip(
-            user_N, item_N, kind_N, fault_N, early_N, watched_N, strict=True
-        ):
-            time_ms = next(times_ms, None)
-            if time_ms is None:
-                return
+    share_I = np.cumsum(np.arange(1, load.items + 1) ** -0.5)
+    share_E = np.cumsum(list(SHARES.values()))
+    number, last = 0, Record("none", "{")
+    while times := list(islice(times_ms, CHUNK)):
+        size = len(times)
+        columns = (
+            times,
+            rng.integers(load.users, size=size).tolist(),
+            np.searchsorted(share_I, rng.random(size) * share_I[-1]).tolist(),
+            np.searchsorted(share_E, rng.random(size) * share_E[-1]).tolist(),
+            rng.integers(JITTER_MS, size=size).tolist(),
+            rng.integers(1, 101, size=size).tolist(),
+            rng.random(size).tolist(),
+        )
+        for time_ms, user, item, kind, early_ms, watched, fault in zip(*columns, strict=True):
             number += 1
-            if fault < DUPLICATES and last is not None:
+            if fault >= DUPLICATES + DEAD:
+                late_ms = LATE_MS if fault < DUPLICATES + DEAD + LATE else 0
+                last = _record(number, user, item, TYPES[kind], time_ms - early_ms - late_ms, watched)
                 yield last
-                continue
-            fault -= DUPLICATES
-            if fault < DEAD:
-                yield Record(key=b"dead", value=b'{"event_id":')
-                continue
-            late_ms = 3 * 86_400_000 if fault < DEAD + LATE else 0
-            event = _event(number, user, item, TYPES[kind], time_ms - early - late_ms, watched)
-            last = Record(key=event["user_id"].encode(), value=json.dumps(event, separators=(",", ":")).encode())
-            yield last
+            else:
+                yield last if fault < DUPLICATES else Record("none", '{"event_id":')
 
 
-def _event(number: int, user: int, item: int, kind: EventType, time_ms: int, watched: int) -> dict[str, str | int]:
-    event: dict[str, str | int] = {
-        "event_id": f"0190a1b2-{number:012x}",
-        "event_type": kind.value,
-        "event_time_ms": time_ms,
-        "user_id": f"user-{user:06d}",
-        "item_id": f"item-{item:06d}",
-        "category": f"category-{item % CATEGORIES:02d}",
-        "creator_id": f"creator-{item // ITEMS_PER_CREATOR:05d}",
-        "request_id": f"0190a1b2-7c3d-{number // 20:012x}",
-        "position": number % 20,
-        "device": ("phone", "tablet", "tv", "web")[user % 4],
-        "schema_version": 1,
-    }
-    if kind is EventType.WATCH:
-        event |= {"watch_ms": watched * 600, "duration_ms": 60_000}
-    return event
+def _record(number: int, user: int, item: int, kind: EventType, time_ms: int, watched: int) -> Record:
+    user_id = f"user-{user:06d}"
+    watch = f',"watch_ms":{watched * 600},"duration_ms":60000' if kind is EventType.WATCH else ""
+    return Record(
+        user_id,
+        f'{{"event_id":"0190a1b2-{number:012x}","event_type":"{kind}","event_time_ms":{time_ms},"user_id":"{user_id}",'
+        f'"item_id":"item-{item:06d}","category":"category-{item % CATEGORIES:02d}",'
+        f'"creator_id":"creator-{item // ITEMS_PER_CREATOR:05d}","request_id":"0190a1b2-7c3d-{number // 20:012x}",'
+        f'"position":{number % 20},"device":"phone"{watch},"schema_version":1}}',
+    )
+
+
+def produce_backlog(bootstrap_servers: str, topic: str, load: Load, count: int, last_ms: int, per_s: int) -> None:
+    """Sends `count` records as fast as it goes, stamped as if they had come at `per_s` and ended at `last_ms`."""
+    producer = _producer(bootstrap_servers)
+    times = (last_ms - (count - n) * 1_000 // per_s for n in range(count))
+    for n, record in enumerate(records(load, iter(times))):
+        _send(producer, topic, record, last_ms - (count - n) * 1_000 // per_s)
+    assert producer.flush(60) == 0
+
+
+def produce_live(bootstrap_servers: str, topic: str, load: Load, per_s: int, seconds: float) -> int:
+    """Sends records at a rate, at the wall clock's time, in steps of 10 ms. Returns how many."""
+    producer = _producer(bootstrap_servers)
+    began, sent = time.monotonic(), 0
+    while (elapsed_s := time.monotonic() - began) < seconds:
+        now_ms, due = time.time_ns() // 1_000_000, int(elapsed_s * per_s) - sent
+        for record in records(replace(load, seed=load.seed + sent), iter([now_ms] * due)):
+            _send(producer, topic, record._replace(value=record.value.replace("0190a1b2-", f"{sent:08x}-", 1)), now_ms)
+        sent += due
+        producer.poll(0.01)
+    assert producer.flush(60) == 0
+    return sent
+
+
+def _producer(bootstrap_servers: str) -> Producer:
+    return Producer(
+        {"bootstrap.servers": bootstrap_servers, "compression.type": "lz4", "linger.ms": 5, "batch.num.messages": 2_000}
+    )
+
+
+def _send(producer: Producer, topic: str, record: Record, arrival_ms: int) -> None:
+    while True:
+        try:
+            producer.produce(topic, record.value, record.key, timestamp=arrival_ms)
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            return

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from features import specs, tiles
+from features import reference, specs, tiles
 from features.names import MS_PER_DAY, MS_PER_MINUTE
 from features.specs import WINDOWED_FEATURES, Aggregate, Entity, WindowedFeature
 
@@ -60,3 +60,7 @@ def test_a_fine_window_rounds_its_tail_to_the_tile() -> None:
 
 def test_a_long_window_rounds_its_tail_to_the_day() -> None:
     assert tiles.window_start(CTR_30D, 40 * MS_PER_DAY + 5) == 10 * MS_PER_DAY
+
+
+def test_the_reference_page_is_what_the_list_says() -> None:
+    assert reference.PAGE.read_text() == reference.page(), "run python -m features.reference and review the change"
