@@ -137,6 +137,7 @@ def _flink(settings: Settings) -> Program:
         "--checkpoint-dir": str(settings.flink_checkpoints_dir),
         "--jars-dir": str(jars_dir("flink")),
         "--rest-port": str(settings.flink_rest_port),
+        "--metrics-port": str(settings.flink_metrics_port),
         "--parallelism": str(settings.flink_parallelism),
     }
     return _python("flink", _module("stream", "streaming.job", flags), JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m")
@@ -266,7 +267,13 @@ STEPS: tuple[Step, ...] = (
     Step(name="topics", after=("kafka",), prepare=_create_topics),
     Step(name="feature-repo", prepare=_feature_repo),
     Step(name="airflow-setup", prepare=_airflow_prepare),
-    Step(name="flink", after=("topics",), program=_flink, ready=_flink_runs, ports=("flink_rest_port",)),
+    Step(
+        name="flink",
+        after=("topics",),
+        program=_flink,
+        ready=_flink_runs,
+        ports=("flink_rest_port", "flink_metrics_port"),
+    ),
     Step(
         name="writer",
         after=("topics", "feature-repo"),

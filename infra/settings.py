@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Airflow's API server and web page."""
     grpc_port: int = _port(51)
     """The ranking service."""
+    flink_metrics_port: int = _port(63)
+    """Prometheus metrics of the stream job."""
     writer_metrics_port: int = _port(64)
     """Prometheus metrics of the online writer."""
     serving_metrics_port: int = _port(65)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -83,6 +84,7 @@ class JobConfig:
     """Root of all versions' checkpoints; this run's lie in `<root>/<topics version>`."""
     jars: tuple[Path, ...]
     rest_port: int
+    metrics_port: int
     parallelism: int
     checkpoint_interval_ms: int
     log_level: str
@@ -109,6 +111,8 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
         "rest.bind-address": "127.0.0.1",
         "rest.port": str(config.rest_port),
         "rest.bind-port": str(config.rest_port),
+        # How old the figures of `streaming.job_metrics` may be.
+        "metrics.fetcher.update-interval": "2 s",
         "io.tmp.dirs": str(config.run_dir / "tmp"),
         "taskmanager.memory.managed.size": f"{MANAGED_MEMORY_MB}m",
         "taskmanager.memory.network.min": f"{NETWORK_MEMORY_MB}m",
@@ -145,9 +149,11 @@ def settings(config: JobConfig, restored: Checkpoint | None) -> dict[str, str]:
 def run(config: JobConfig, restored: Checkpoint | None, stopped: threading.Event) -> None:
     """Runs the job until `stopped` is set. Raises `JobError` when it cannot start or fails for good."""
     from streaming.flink_gateway import GatewayProcess, install_launcher
+    from streaming.job_metrics import serve_metrics
 
     gateway = GatewayProcess(work_dir=config.run_dir, log_level=config.log_level)
     install_launcher(gateway)
+    end_metrics = serve_metrics(config.rest_port, config.metrics_port)
     try:
         sql = compile_job(config.topics, config.bootstrap_servers)
         record_plan(config.version_dir, sql.plan_hash)
@@ -156,6 +162,7 @@ def run(config: JobConfig, restored: Checkpoint | None, stopped: threading.Event
         if client is not None:
             _watch(client, gateway.is_alive, stopped)
     finally:
+        end_metrics()
         gateway.stop()
 
 
@@ -257,6 +264,7 @@ def _parser() -> _Parser:
     parser.add_argument("--checkpoint-dir", required=True, type=Path, help="checkpoints, in a folder per version")
     parser.add_argument("--jars-dir", required=True, type=Path, help="where the Kafka connector's jar lies")
     parser.add_argument("--rest-port", type=_port, default=8081, help="Flink's REST interface, on 127.0.0.1")
+    parser.add_argument("--metrics-port", type=_port, default=9249, help="Prometheus metrics, on 127.0.0.1")
     parser.add_argument("--parallelism", type=_positive, default=2, help="subtasks an operator")
     parser.add_argument("--events-topic", default=names.events, help="topic of raw events")
     parser.add_argument("--topics-version", default=names.version, help="suffix of the derived topics")
@@ -299,6 +307,7 @@ def config_of(flags: argparse.Namespace) -> JobConfig:
         checkpoint_dir=flags.checkpoint_dir,
         jars=jars,
         rest_port=flags.rest_port,
+        metrics_port=flags.metrics_port,
         parallelism=flags.parallelism,
         checkpoint_interval_ms=flags.checkpoint_interval_ms,
         log_level=flags.log_level,
@@ -314,8 +323,9 @@ def _addresses(bootstrap_servers: str) -> list[tuple[str, int]]:
 
 def check_surroundings(config: JobConfig) -> None:
     """Raises `JobError` where the REST port stays taken or no broker answers in time."""
-    if not _in_time(lambda: _is_free(config.rest_port), PORT_WAIT_S):
-        raise JobError(f"--rest-port {config.rest_port} is taken: end what uses it or give another")
+    for flag, port in (("--rest-port", config.rest_port), ("--metrics-port", config.metrics_port)):
+        if not _in_time(partial(_is_free, port), PORT_WAIT_S):
+            raise JobError(f"{flag} {port} is taken: end what uses it or give another")
     addresses = _addresses(config.bootstrap_servers)
     if not _in_time(lambda: any(_connects(address) for address in addresses), BROKER_WAIT_S):
         raise JobError(f"no broker answers on {config.bootstrap_servers}: start Kafka (`make up`) first")

@@ -53,6 +53,7 @@ class Chain:
         settings = load_settings()
         flags = ["--bootstrap-servers", self.bootstrap_servers, "--checkpoint-dir", str(self.directory / "flink")]
         flags += ["--jars-dir", str(jars_dir("flink")), "--rest-port", str(free_port())]
+        flags += ["--metrics-port", str(free_port())]
         flags += ["--parallelism", str(settings.flink_parallelism)]
         command = [str(environment_python("stream")), "-m", "streaming.job", *flags]
         self.start("flink", command, {"JVM_ARGS": f"-Xmx{settings.flink_heap_mb}m"})

@@ -368,10 +368,12 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
 ) -> None:
     records = stream(random.Random(11), 3_000)
     first, second, third = records[:1_800], records[1_800:2_600], records[2_600:]
-    rest_port, log, checkpoints = free_port(), tmp_path / "job.log", tmp_path / "checkpoints"
+    rest_port, metrics_port = free_port(), free_port()
+    log, checkpoints = tmp_path / "job.log", tmp_path / "checkpoints"
     command = [str(PYTHON), "-m", "streaming.job", "--bootstrap-servers", kafka_broker, "--events-topic", topics.events]
     command += ["--topics-version", topics.version, "--checkpoint-dir", str(checkpoints), "--jars-dir"]
     command += [str(JARS / "flink"), "--rest-port", str(rest_port), "--checkpoint-interval-ms", "1000"]
+    command += ["--metrics-port", str(metrics_port)]
 
     produce(kafka_broker, topics.events, first)
     with running(command, log) as process:
@@ -380,6 +382,12 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
         assert once(outputs.interactions, "user_id", "event_id"), "no crash, so every interaction once"
         assert all(once(output, "partition", "offset") for output in (outputs.dead, outputs.late, outputs.duplicates))
         assert min(len(expected.dead), len(expected.duplicates), len(expected.late)) >= 2
+        read = "millrace_stream_records_read_total"
+        wait_for(lambda: metrics_of(metrics_port).get(read) == len(first), f"{read} of {len(first)}", 20)
+        scraped = metrics_of(metrics_port)
+        assert (scraped["millrace_stream_up"], scraped["millrace_stream_lag_records"]) == (1, 0)
+        assert 0 <= scraped["millrace_stream_checkpoint_age_seconds"] < 60
+        assert scraped["millrace_stream_checkpoint_duration_seconds"] > 0
         assert contract_calls(rest_port) == 1, "the planner calls read_event once a record"
         produce(kafka_broker, topics.events, second)
         kill_9(process.pid)
@@ -397,6 +405,13 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
 
 def once(output: Output, *names: str) -> bool:
     return max(Counter(tuple(row[name] for name in names) for row in output.rows).values()) == 1
+
+
+def metrics_of(port: int) -> dict[str, float]:
+    """The samples that a scrape of the job gives."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
 
 
 def contract_calls(rest_port: int) -> int:
