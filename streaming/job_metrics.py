@@ -1,7 +1,6 @@
 """What the stream job tells Prometheus: Flink's own figures, asked for by its REST interface at each scrape."""
 
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -10,6 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from features.clock import wall_clock_ms
 
 TIMEOUT_S = 2.0
 SOURCE_METRICS = {
@@ -88,5 +89,5 @@ def serve_metrics(rest_port: int, port: int) -> Callable[[], None]:
     registry = CollectorRegistry(auto_describe=False)
     server, _ = start_http_server(port, addr="127.0.0.1", registry=registry)
     # After the start, since registering scrapes once.
-    registry.register(JobCollector(f"http://127.0.0.1:{rest_port}", lambda: time.time_ns() // 1_000_000))
+    registry.register(JobCollector(f"http://127.0.0.1:{rest_port}", wall_clock_ms))
     return server.shutdown
