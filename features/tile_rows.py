@@ -1,7 +1,7 @@
 """One row of a tile topic: read from the wire, packed for the store, unpacked into arrays.
 
 A packed row is `PREFIX + K` little-endian 64-bit integers: tile_ms, tile_start_ms, n, max_event_time_ms, then the
-family's K columns in their order. Shapes: T tile rows, K columns.
+family's K columns in their order. Shapes: T tile rows, K columns, P parts of packed rows.
 """
 
 import json
@@ -31,6 +31,13 @@ class TileRow(NamedTuple):
     n: int
     max_event_time_ms: int
     values: tuple[int, ...]
+
+
+class PackedTiles(NamedTuple):
+    """Rows of one key as they are stored, packed one after the other."""
+
+    key: tuple[str, ...]
+    packed: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +120,19 @@ def unpack(family: TileFamily, packed: Sequence[bytes], key_T: Int64s) -> tuple[
 
 
 def keyed_tiles(family: TileFamily, keys: Sequence[tuple[str, ...]], packed: Sequence[bytes]) -> KeyedTiles:
-    """Arrays of T packed rows in any order, `keys[t]` being the key of `packed[t]`; the result is sorted by key."""
+    """Arrays of the rows of P parts in any order; `packed[p]` holds rows of the key `keys[p]`, one after the other.
+
+    The result is sorted by key; within a key, parts keep their order.
+    """
     distinct = sorted(set(keys))
     index = {key: k for k, key in enumerate(distinct)}
-    key_T = np.fromiter((index[key] for key in keys), dtype=np.int64, count=len(keys))
-    order_T = np.argsort(key_T, kind="stable")
+    row_bytes = packer(family.name).size
+    key_P = np.array([index[key] for key in keys], dtype=np.int64)
+    key_T = np.repeat(key_P, [len(part) // row_bytes for part in packed])
     rows, newest_T = unpack(family, packed, key_T)
+    if (key_P[1:] >= key_P[:-1]).all():
+        return KeyedTiles(keys=tuple(distinct), rows=rows, max_event_time_T=newest_T)
+    order_T = np.argsort(key_T, kind="stable")
     return KeyedTiles(keys=tuple(distinct), rows=rows.reordered(order_T), max_event_time_T=newest_T[order_T])
 
 

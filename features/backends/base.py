@@ -4,7 +4,6 @@ Shapes: G entities, F features of an entity in the order of `features.specs.feat
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -15,7 +14,7 @@ from features import specs
 from features.algebra import Finaliser, Float64s, Int64s
 from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
 from features.specs import KEY_FIELDS, Entity, features_of
-from features.tile_rows import KeyedTiles, TileRow, family_named, keyed_tiles, unpack
+from features.tile_rows import KeyedTiles, PackedTiles, TileRow, family_named, keyed_tiles
 from features.tiles import USER_CATEGORY_TILES, TileFamily, family_of
 from features.user_state import Interaction, UserState
 
@@ -31,13 +30,6 @@ class StoreUnavailableError(RuntimeError):
     """The store does not answer now; nothing of the request was written, or all of it was. Try again later."""
 
 
-class PackedTile(NamedTuple):
-    """A tile row as it is stored: the family's key and the packed integers of `features.tile_rows`."""
-
-    key: tuple[str, ...]
-    packed: bytes
-
-
 class Document(NamedTuple):
     """One row of an ordinary Feast view. Of two, the one with the greater (event, created) times holds."""
 
@@ -49,10 +41,9 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class UserRows:
-    """Everything stored of one user, in no order but the tiles', which are sorted by category."""
+    """Everything stored of one user; of the sets only the history is in order."""
 
-    tiles: Sequence[tuple[str, bytes]]
-    """Category and packed row."""
+    tiles: Sequence[PackedTiles]
     history: str
     """The newest entries of `features.keyed_sets.encode_interaction`, newest first, joined by commas."""
     seen: dict[str, int]
@@ -110,21 +101,18 @@ class Backend(ABC):
     def read_user(self, user_id: str, instant_ms: int) -> UserState:
         """The user's windows and keyed sets at the instant. An unknown user has defaults and empty sets."""
         stored = self._user_rows(user_id)
-        categories, packed = zip(*stored.tiles, strict=True) if stored.tiles else ((), ())
-        counts = Counter(categories)
-        group_T = np.repeat(np.arange(len(counts)), np.fromiter(counts.values(), dtype=np.int64, count=len(counts)))
-        rows, newest_T = unpack(USER_CATEGORY_TILES, packed, group_T)
-        merged_WGK = self._user.merge(rows, group_T, len(counts), instant_ms)
+        tiles = _keyed(USER_CATEGORY_TILES, stored.tiles)
+        merged_WGK = self._user.merge(tiles.rows, tiles.rows.key_T, len(tiles.keys), instant_ms)
         with_total_WGK = np.concatenate([merged_WGK, self._user.regroup(merged_WGK)], axis=1)
         features_GF = self._user.finalise(with_total_WGK, instant_ms)
         history = decode_history(user_id, stored.history)
         seen = newest_seen(stored.seen)
-        newest_ms = _reflected_by_both(int(newest_T.max(initial=0)), max(seen.values(), default=0))
+        newest_ms = _reflected_by_both(int(tiles.max_event_time_T.max(initial=0)), max(seen.values(), default=0))
         return UserState(
             user_id=user_id,
             instant_ms=instant_ms,
             features_F=features_GF[-1, : self._user_features],
-            categories=tuple(counts),
+            categories=tuple(category for _, category in tiles.keys),
             category_features_KF=features_GF[:-1, self._user_features :],
             empty_category_features_F=self._empty_category_F,
             history=history,
@@ -138,11 +126,11 @@ class Backend(ABC):
         """The windows of G entities at the instant, `keys` in the order of `features.specs.KEY_FIELDS`."""
         family, finaliser = family_of(entity), self._finalisers[entity]
         stored = self._entity_tiles(entity, list(dict.fromkeys(keys)))
-        tiles = keyed_tiles(family, [row.key for row in stored], [row.packed for row in stored])
+        tiles = _keyed(family, stored)
         places = [family.key_fields.index(field) for field in KEY_FIELDS[entity]]
         group_of = {key: group for group, key in enumerate(dict.fromkeys(keys))}
-        group_K = [group_of[tuple(key[place] for place in places)] for key in tiles.keys]
-        group_T = np.array(group_K, dtype=np.int64)[tiles.rows.key_T] if group_K else _NO_KEYS
+        group_K = [group_of[tuple([key[place] for place in places])] for key in tiles.keys]
+        group_T = np.array(group_K, dtype=np.int64)[tiles.rows.key_T]
         merged_WGK = finaliser.merge(tiles.rows, group_T, len(group_of), instant_ms)
         newest_G = np.zeros(len(group_of), dtype=np.int64)
         np.maximum.at(newest_G, group_T, tiles.max_event_time_T)
@@ -158,18 +146,18 @@ class Backend(ABC):
         """
         family = family_named(family_name)
         stored = self._family_tiles(family, since_ms)
-        return keyed_tiles(family, [row.key for row in stored], [row.packed for row in stored])
+        return _keyed(family, stored)
 
     @abstractmethod
     def _user_rows(self, user_id: str) -> UserRows:
         """Everything stored of the user."""
 
     @abstractmethod
-    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTile]:
+    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
         """The tiles of these entities, in any order."""
 
     @abstractmethod
-    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTile]:
+    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
         """The family's tiles that start at `since_ms` or later, in any order."""
 
     # Ordinary Feast views.
@@ -201,7 +189,8 @@ class Backend(ABC):
         self.close()
 
 
-_NO_KEYS: Int64s = np.zeros(0, dtype=np.int64)
+def _keyed(family: TileFamily, stored: Sequence[PackedTiles]) -> KeyedTiles:
+    return keyed_tiles(family, [part.key for part in stored], [part.packed for part in stored])
 
 
 def _reflected_by_both(tiles_ms: int, sets_ms: int) -> int:

@@ -14,16 +14,15 @@ A space separates parts: no identifier holds one (`features.events.ID_PATTERN`),
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from features.backends.base import Backend, BackendError, Document, Offsets, PackedTile, StoreUnavailableError, UserRows
+from features.backends.base import Backend, BackendError, Document, Offsets, StoreUnavailableError, UserRows
 from features.backends.redis_scripts import EXPIRE_HASH, WRITE_DOCUMENTS, WRITE_INTERACTIONS, WRITE_TILES
 from features.keyed_sets import (
     DECISIONS_MAX,
@@ -35,7 +34,7 @@ from features.keyed_sets import (
     latest_seen,
 )
 from features.specs import KEY_FIELDS, Entity
-from features.tile_rows import TileRow, family_named, latest_tiles, pack, retention_start_ms
+from features.tile_rows import PackedTiles, TileRow, family_named, latest_tiles, pack, retention_start_ms
 from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, family_of
 from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
 
@@ -162,10 +161,8 @@ class RedisBackend(Backend):
             asked.hgetall(self._user_key(kind, user_id))
         with self._store_errors():
             tiles, history, seen, *decisions = asked.execute()
-        stored = [(field.split(b" ", 1)[0].decode(), packed) for field, packed in tiles.items()]
-        stored.sort(key=itemgetter(0))
         return UserRows(
-            tiles=stored,
+            tiles=_parts(user_id, tiles),
             history=b",".join([member.split(b" ", 1)[1] for member in history]).decode(),
             seen={item_id.decode(): time_ms for item_id, time_ms in seen},
             decisions=[
@@ -175,7 +172,7 @@ class RedisBackend(Backend):
             ],
         )
 
-    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTile]:
+    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
         family = family_of(entity)
         asked = KEY_FIELDS[entity]
         firsts = [key[0] for key in keys]
@@ -190,7 +187,7 @@ class RedisBackend(Backend):
         names = (self._tiles_key(family.name, first) for first in dict.fromkeys(firsts))
         return [row for row in self._hashes(names) if tuple(row.key[place] for place in places) in wanted]
 
-    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTile]:
+    def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
         with self._store_errors():
             names = set(self._redis.scan_iter(match=self._tiles_key(family.name, "*"), count=BATCH_KEYS))
         start_8 = slice(8, 16)
@@ -200,7 +197,7 @@ class RedisBackend(Backend):
             if int.from_bytes(row.packed[start_8], "little") >= since_ms
         ]
 
-    def _hashes(self, names: Iterable[str]) -> Iterator[PackedTile]:
+    def _hashes(self, names: Iterable[str]) -> Iterator[PackedTiles]:
         """All the rows of these hashes of tiles."""
         remaining = list(names)
         for first in range(0, len(remaining), BATCH_KEYS):
@@ -212,8 +209,7 @@ class RedisBackend(Backend):
                 found = asked.execute()
             for name, stored in zip(batch, found, strict=True):
                 first_key = name.removeprefix(self._prefix).split(":", 2)[2]
-                for field, packed in stored.items():
-                    yield PackedTile((first_key, *field.decode().split(" ")[:-2]), packed)
+                yield from _parts(first_key, stored)
 
     # Ordinary Feast views.
 
@@ -249,6 +245,11 @@ def _coarse_fields(family: TileFamily) -> list[tuple[int, str]]:
     """Place and name of the key fields of entities that are not found by the family's first key."""
     firsts = {KEY_FIELDS[entity][0] for entity in family.entities}
     return [(place, field) for place, field in enumerate(family.key_fields) if place and field in firsts]
+
+
+def _parts(first_key: str, stored: Mapping[bytes, bytes]) -> list[PackedTiles]:
+    """The tiles of one hash."""
+    return [PackedTiles((first_key, *field.decode().split(" ")[:-2]), packed) for field, packed in stored.items()]
 
 
 def _offset_pairs(offsets: Offsets) -> list[tuple[str, int]]:
