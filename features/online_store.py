@@ -11,21 +11,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from feast import Entity as FeastEntity
 from feast import FeatureView, RepoConfig
+from feast import utils as feast_utils
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.metrics import track_feature_statuses
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Map
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from features.backends import Backend, Document, open_backend
+from features.algebra import Float64s
+from features.backends import Backend, Document, EntityValues, open_backend
 from features.clock import wall_clock_ms
 from features.daily import ACTIVITY_VIEWS
 from features.names import MS_PER_SECOND
-from features.specs import KEY_FIELDS, WindowedFeature, features_of
+from features.specs import KEY_FIELDS, Entity, WindowedFeature, features_of
 
 Row = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
 ReadRow = tuple[datetime | None, dict[str, ValueProto] | None]
@@ -135,8 +141,7 @@ class MillraceOnlineStore(OnlineStore):
             f for f, feature in enumerate(features) if not requested_features or feature.name in requested_features
         ]
         keys = [_key_values(key, KEY_FIELDS[entity]) for key in entity_keys]
-        instant_ms = config.online_store.instant_ms
-        read = self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms)
+        read = self._read_entity(config, entity, keys)
         return [
             (
                 _from_ms(int(newest_ms)) if newest_ms else None,
@@ -144,6 +149,54 @@ class MillraceOnlineStore(OnlineStore):
             )
             for values_F, newest_ms in zip(read.values_GF, read.newest_event_ms_G, strict=True)
         ]
+
+    def _read_features_per_fv(
+        self,
+        config: RepoConfig,
+        grouped_refs: list[tuple[FeatureView, list[str]]],
+        join_key_values: dict[str, list[ValueProto]],
+        entity_name_to_join_key_map: dict[str, str],
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        """Feast's step between keys and response. Activity views are answered in whole columns, not value by value."""
+        for table, requested in grouped_refs:
+            keys = _asked_keys(table, join_key_values, entity_name_to_join_key_map)
+            if keys is None:
+                super()._read_features_per_fv(
+                    config,
+                    [(table, requested)],
+                    join_key_values,
+                    entity_name_to_join_key_map,
+                    online_features_response,
+                    full_feature_names,
+                    include_feature_view_version_metadata,
+                )
+                continue
+            # Without rows Feast adds names, metadata and empty columns, which are then filled.
+            feast_utils._populate_response_from_feature_data(
+                requested,
+                [],
+                (),
+                online_features_response,
+                full_feature_names,
+                table,
+                0,
+                include_feature_view_version_metadata,
+            )
+            read = self._read_entity(config, _ENTITIES[table.name], keys)
+            columns = online_features_response.results[-len(requested) :]
+            _fill_columns(columns, requested, features_of(_ENTITIES[table.name]), read)
+            track_feature_statuses(table.name, len(requested) * len(keys), 0)
+
+    async def _read_features_per_fv_async(self, *arguments: Any) -> None:
+        """The same in a thread."""
+        await asyncio.to_thread(self._read_features_per_fv, *arguments)
+
+    def _read_entity(self, config: RepoConfig, entity: Entity, keys: Sequence[tuple[str, ...]]) -> EntityValues:
+        instant_ms = config.online_store.instant_ms
+        return self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms)
 
     async def online_read_async(
         self,
@@ -203,6 +256,70 @@ class MillraceOnlineStore(OnlineStore):
 
 def _windowed_value(feature: WindowedFeature, value: float) -> ValueProto:
     return ValueProto(int64_val=int(value)) if feature.is_integer else ValueProto(double_val=float(value))
+
+
+def _asked_keys(
+    table: FeatureView, join_key_values: dict[str, list[ValueProto]], join_key_map: dict[str, str]
+) -> list[tuple[str, ...]] | None:
+    """The keys of an activity view in the order asked; None for another view, or when a key field is missing."""
+    if table.name not in _ENTITIES:
+        return None
+    given = feast_utils._get_table_entity_values(table, join_key_map, join_key_values)
+    fields = KEY_FIELDS[_ENTITIES[table.name]]
+    if not all(given.get(field) for field in fields):
+        return None
+    return list(zip(*([value.string_val for value in given[field]] for field in fields), strict=True))
+
+
+def _fill_columns(
+    columns: Sequence[GetOnlineFeaturesResponse.FeatureVector],
+    names: Sequence[str],
+    features: Sequence[WindowedFeature],
+    read: EntityValues,
+) -> None:
+    """Fills one vector a name with the G values read.
+
+    A column is joined from bytes and parsed at once: a tenth of the time that G messages take to be made one by one.
+    """
+    stamps = [
+        Timestamp(seconds=time_ms // MS_PER_SECOND, nanos=time_ms % MS_PER_SECOND * _NANOS_PER_MS)
+        for time_ms in read.newest_event_ms_G.tolist()
+    ]
+    shared = GetOnlineFeaturesResponse.FeatureVector(
+        statuses=[FieldStatus.PRESENT] * len(stamps), event_timestamps=stamps
+    ).SerializeToString()
+    place = {feature.name: f for f, feature in enumerate(features)}
+    for column, name in zip(columns, names, strict=True):
+        f = place[name]
+        encode = _encode_int64s if features[f].is_integer else _encode_float64s
+        column.MergeFromString(encode(read.values_GF[:, f]) + shared)
+
+
+_NANOS_PER_MS = 1_000_000
+_VALUES_FIELD = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name["values"].number
+_INT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["int64_val"].number
+_FLOAT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["double_val"].number
+# Protobuf's wire types (https://protobuf.dev/programming-guides/encoding/); all of these tags are below 128.
+_VARINT, _I64, _LEN = 0, 1, 2
+_VARINT_SHIFTS = np.arange(0, 64, 7)
+
+
+def _encode_float64s(values_G: Float64s) -> bytes:
+    """`repeated Value values` of doubles on the wire: tag, length, tag, eight bytes."""
+    wire_G = np.empty(len(values_G), dtype=[("head", "u1", 3), ("value", "<f8")])
+    wire_G["head"] = (_VALUES_FIELD << 3 | _LEN, 9, _FLOAT64_FIELD << 3 | _I64)
+    wire_G["value"] = values_G
+    return wire_G.tobytes()
+
+
+def _encode_int64s(values_G: Float64s) -> bytes:
+    """`repeated Value values` of integers on the wire: tag, length, tag, a varint of the longest form, ten bytes."""
+    wire_GB = np.empty((len(values_G), 13), dtype=np.uint8)
+    wire_GB[:, :3] = (_VALUES_FIELD << 3 | _LEN, 11, _INT64_FIELD << 3 | _VARINT)
+    wire_GB[:, 3:] = (values_G.astype(np.int64)[:, None] >> _VARINT_SHIFTS) & 0x7F
+    wire_GB[:, 3:-1] |= 0x80
+    wire_GB[:, -1] &= 1
+    return wire_GB.tobytes()
 
 
 def _key_values(key: EntityKeyProto, fields: tuple[str, ...]) -> tuple[str, ...]:

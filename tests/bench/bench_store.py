@@ -127,9 +127,7 @@ def _feast(directory: Path, online_store: dict[str, str]) -> FeatureStore:
 # Writes.
 
 
-def _write_rows(
-    kind: str, backend: Backend, stock: OnlineStore, feast: FeatureStore, settings: Settings
-) -> list[Row]:
+def _write_rows(kind: str, backend: Backend, stock: OnlineStore, feast: FeatureStore, settings: Settings) -> list[Row]:
     """One tile of every user, told anew each round, against the users' finalised features."""
     view = feast.get_feature_view(ACTIVITY_VIEWS[Entity.USER])
     keys = [(f"user-{user:06}",) for user in range(settings.write_rows)]
@@ -190,7 +188,7 @@ def _fill(backend: Backend, settings: Settings) -> None:
         backend.write_interactions([_interaction(user_id, place) for place in range(SEEN_MAX)], {})
     for first in range(0, settings.items, 50):
         tiles = [
-            _tile(ITEM_TILES, (*_item(n, settings)[:1], f"category-{n % 20}", _item(n, settings)[1]), age, 1 + age, size)
+            _tile(ITEM_TILES, (f"item-{n:06}", f"category-{n % 20}", _creator(n, settings)), age, 1 + age, size)
             for n in range(first, min(first + 50, settings.items))
             for size, many in ((ITEM_TILES.tile_ms, settings.item_tiles), (DAY_TILE_MS, settings.item_day_tiles))
             for age in range(size == DAY_TILE_MS, many + (size == DAY_TILE_MS))
@@ -198,9 +196,8 @@ def _fill(backend: Backend, settings: Settings) -> None:
         backend.write_tiles(ITEM_TILES.name, tiles, {})
 
 
-def _item(number: int, settings: Settings) -> tuple[str, str]:
-    """An item and its creator."""
-    return f"item-{number:06}", f"creator-{number % settings.creators:04}"
+def _creator(item: int, settings: Settings) -> str:
+    return f"creator-{item % settings.creators:04}"
 
 
 def _user_reads(ours: FeatureStore, backend: Backend, settings: Settings) -> list[Row]:
@@ -231,7 +228,7 @@ def _user_reads(ours: FeatureStore, backend: Backend, settings: Settings) -> lis
 
 def _item_reads(ours: FeatureStore, backend: Backend, stock: FeatureStore, settings: Settings) -> list[Row]:
     """The same features of all items in one call, from each store."""
-    items = [_item(n, settings) for n in range(settings.items)]
+    items = [(f"item-{n:06}", _creator(n, settings)) for n in range(settings.items)]
     names = [(entity, feature.name) for entity in (Entity.ITEM, Entity.CREATOR) for feature in features_of(entity)]
     features = [f"{ACTIVITY_VIEWS[entity]}:{name}" for entity, name in names[: settings.item_features]]
     for entity, keys in ((Entity.ITEM, [row[:1] for row in items]), (Entity.CREATOR, [row[1:] for row in items])):
