@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from feast import Entity as FeastEntity
 from feast import FeatureView, RepoConfig
 from feast import utils as feast_utils
@@ -289,10 +290,14 @@ def _fill_columns(
         statuses=[FieldStatus.PRESENT] * len(stamps), event_timestamps=stamps
     ).SerializeToString()
     place = {feature.name: f for f, feature in enumerate(features)}
-    for column, name in zip(columns, names, strict=True):
-        f = place[name]
-        encode = _encode_int64s if features[f].is_integer else _encode_float64s
-        column.MergeFromString(encode(read.values_GF[:, f]) + shared)
+    asked = [place[name] for name in names]
+    encoded: dict[int, bytes] = {}
+    for encode, is_integer in ((_encode_int64s, True), (_encode_float64s, False)):
+        of_type = [f for f in set(asked) if features[f].is_integer is is_integer]
+        wire_FGB = encode(read.values_GF.T[of_type])
+        encoded |= {f: wire_GB.tobytes() for f, wire_GB in zip(of_type, wire_FGB, strict=True)}
+    for column, f in zip(columns, asked, strict=True):
+        column.MergeFromString(encoded[f] + shared)
 
 
 _NANOS_PER_MS = 1_000_000
@@ -304,22 +309,22 @@ _VARINT, _I64, _LEN = 0, 1, 2
 _VARINT_SHIFTS = np.arange(0, 64, 7)
 
 
-def _encode_float64s(values_G: Float64s) -> bytes:
-    """`repeated Value values` of doubles on the wire: tag, length, tag, eight bytes."""
-    wire_G = np.empty(len(values_G), dtype=[("head", "u1", 3), ("value", "<f8")])
-    wire_G["head"] = (_VALUES_FIELD << 3 | _LEN, 9, _FLOAT64_FIELD << 3 | _I64)
-    wire_G["value"] = values_G
-    return wire_G.tobytes()
+def _encode_float64s(values_FG: Float64s) -> npt.NDArray[np.uint8]:
+    """Rows of `repeated Value values` of doubles on the wire `[F, G, 11]`: tag, length, tag, eight bytes."""
+    wire_FGB = np.empty((*values_FG.shape, 11), dtype=np.uint8)
+    wire_FGB[..., :3] = (_VALUES_FIELD << 3 | _LEN, 9, _FLOAT64_FIELD << 3 | _I64)
+    wire_FGB[..., 3:] = np.ascontiguousarray(values_FG, dtype="<f8").view(np.uint8).reshape(*values_FG.shape, 8)
+    return wire_FGB
 
 
-def _encode_int64s(values_G: Float64s) -> bytes:
-    """`repeated Value values` of integers on the wire: tag, length, tag, a varint of the longest form, ten bytes."""
-    wire_GB = np.empty((len(values_G), 13), dtype=np.uint8)
-    wire_GB[:, :3] = (_VALUES_FIELD << 3 | _LEN, 11, _INT64_FIELD << 3 | _VARINT)
-    wire_GB[:, 3:] = (values_G.astype(np.int64)[:, None] >> _VARINT_SHIFTS) & 0x7F
-    wire_GB[:, 3:-1] |= 0x80
-    wire_GB[:, -1] &= 1
-    return wire_GB.tobytes()
+def _encode_int64s(values_FG: Float64s) -> npt.NDArray[np.uint8]:
+    """The same of integers `[F, G, 13]`: tag, length, tag, a varint in its longest form, ten bytes."""
+    wire_FGB = np.empty((*values_FG.shape, 13), dtype=np.uint8)
+    wire_FGB[..., :3] = (_VALUES_FIELD << 3 | _LEN, 11, _INT64_FIELD << 3 | _VARINT)
+    wire_FGB[..., 3:] = (values_FG.astype(np.int64)[..., None] >> _VARINT_SHIFTS) & 0x7F
+    wire_FGB[..., 3:-1] |= 0x80
+    wire_FGB[..., -1] &= 1
+    return wire_FGB
 
 
 def _key_values(key: EntityKeyProto, fields: tuple[str, ...]) -> tuple[str, ...]:
