@@ -109,30 +109,34 @@ def pack(family: TileFamily, row: TileRow) -> bytes:
         raise TileError(f"tile of {family.name}: got the values {row.values}; allowed: {columns} ({error}).") from error
 
 
-def unpack(family: TileFamily, packed: Sequence[bytes], key_T: Int64s) -> tuple[TileRows, Int64s]:
-    """Packed rows as arrays, with each row's newest event time `[T]`."""
+def unpacked(
+    family: TileFamily, keys: Sequence[tuple[str, ...]], packed: Sequence[bytes]
+) -> tuple[TileRows, Int64s, Int64s]:
+    """Rows of P parts as arrays, in their order, with each row's newest event time `[T]` and each part's rows `[P]`.
+
+    `packed[p]` holds rows of the key `keys[p]`, one after the other. Keys are numbered as they come.
+    """
+    index = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return _arrays(family, [index[key] for key in keys], packed)
+
+
+def _arrays(family: TileFamily, index_P: Sequence[int], packed: Sequence[bytes]) -> tuple[TileRows, Int64s, Int64s]:
     width = packer(family.name).size // 8
+    row_P = np.array([len(part) for part in packed], dtype=np.int64) // (width * 8)
+    key_T = np.repeat(np.array(index_P, dtype=np.int64), row_P)
     raw_TK = np.frombuffer(b"".join(packed), dtype="<i8").reshape(-1, width)
     rows = TileRows(
         key_T=key_T, tile_ms_T=raw_TK[:, 0], tile_start_T=raw_TK[:, 1], n_T=raw_TK[:, 2], values_TK=raw_TK[:, PREFIX:]
     )
-    return rows, raw_TK[:, 3]
+    return rows, raw_TK[:, 3], row_P
 
 
 def keyed_tiles(family: TileFamily, keys: Sequence[tuple[str, ...]], packed: Sequence[bytes]) -> KeyedTiles:
-    """Arrays of the rows of P parts in any order; `packed[p]` holds rows of the key `keys[p]`, one after the other.
-
-    The result is sorted by key; within a key, parts keep their order.
-    """
+    """The same sorted by key."""
     distinct = sorted(set(keys))
     index = {key: k for k, key in enumerate(distinct)}
-    row_bytes = packer(family.name).size
-    key_P = np.array([index[key] for key in keys], dtype=np.int64)
-    key_T = np.repeat(key_P, [len(part) // row_bytes for part in packed])
-    rows, newest_T = unpack(family, packed, key_T)
-    if (key_P[1:] >= key_P[:-1]).all():
-        return KeyedTiles(keys=tuple(distinct), rows=rows, max_event_time_T=newest_T)
-    order_T = np.argsort(key_T, kind="stable")
+    rows, newest_T, _ = _arrays(family, [index[key] for key in keys], packed)
+    order_T = np.argsort(rows.key_T, kind="stable")
     return KeyedTiles(keys=tuple(distinct), rows=rows.reordered(order_T), max_event_time_T=newest_T[order_T])
 
 

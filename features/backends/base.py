@@ -14,7 +14,7 @@ from features import specs
 from features.algebra import Finaliser, Float64s, Int64s
 from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
 from features.specs import KEY_FIELDS, Entity, features_of
-from features.tile_rows import KeyedTiles, PackedTiles, TileRow, family_named, keyed_tiles
+from features.tile_rows import KeyedTiles, PackedTiles, TileRow, family_named, keyed_tiles, unpacked
 from features.tiles import USER_CATEGORY_TILES, TileFamily, family_of
 from features.user_state import Interaction, UserState
 
@@ -126,14 +126,14 @@ class Backend(ABC):
         """The windows of G entities at the instant, `keys` in the order of `features.specs.KEY_FIELDS`."""
         family, finaliser = family_of(entity), self._finalisers[entity]
         stored = self._entity_tiles(entity, list(dict.fromkeys(keys)))
-        tiles = _keyed(family, stored)
         places = [family.key_fields.index(field) for field in KEY_FIELDS[entity]]
         group_of = {key: group for group, key in enumerate(dict.fromkeys(keys))}
-        group_K = [group_of[tuple([key[place] for place in places])] for key in tiles.keys]
-        group_T = np.array(group_K, dtype=np.int64)[tiles.rows.key_T]
-        merged_WGK = finaliser.merge(tiles.rows, group_T, len(group_of), instant_ms)
+        group_P = [group_of[tuple([part.key[place] for place in places])] for part in stored]
+        rows, newest_T, row_P = unpacked(family, [part.key for part in stored], [part.packed for part in stored])
+        group_T = np.repeat(np.array(group_P, dtype=np.int64), row_P)
+        merged_WGK = finaliser.merge(rows, group_T, len(group_of), instant_ms)
         newest_G = np.zeros(len(group_of), dtype=np.int64)
-        np.maximum.at(newest_G, group_T, tiles.max_event_time_T)
+        np.maximum.at(newest_G, group_T, newest_T)
         asked = np.array([group_of[key] for key in keys], dtype=np.intp)
         return EntityValues(
             values_GF=finaliser.finalise(merged_WGK, instant_ms)[asked], newest_event_ms_G=newest_G[asked]

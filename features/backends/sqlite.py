@@ -8,7 +8,7 @@ lock of their own beyond SQLite's.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,7 @@ CUT_SLACK = 64
 EXPIRE_BATCH = 2_000
 """Rows removed in one transaction, so that expiry never holds up a write for long."""
 _JOINED = "CAST(group_concat(packed, '') AS BLOB)"
+"""`group_concat` joins bytes as they are: one value a key costs a fraction of one a tile."""
 
 
 class SqliteBackend(Backend):
@@ -220,24 +221,28 @@ class SqliteBackend(Backend):
             )
 
     def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
-        query = self._tiles_of(family_of(entity), KEY_FIELDS[entity])
+        family, asked = family_of(entity), KEY_FIELDS[entity]
         with _store_errors(self.path):
             execute = self._connection.execute
-            return [PackedTiles(row[:-1], row[-1]) for key in keys for row in execute(query, key) if row[-1]]
+            if _coarse_fields(family):
+                found = execute(self._tiles_by_keys(family, asked[0]), (json.dumps([value for (value,) in keys]),))
+                return [PackedTiles(row[:-1], row[-1]) for row in found if row[-1]]
+            query = self._tiles_of(family, asked)
+            return [PackedTiles(row[:-1], row[-1]) for key in keys for row in execute(query, key)]
 
     def _tiles_of(self, family: TileFamily, asked: Sequence[str]) -> str:
-        """Selects an entity's tiles: one row a key of the family, its packed rows joined.
-
-        `group_concat` joins bytes as they are, many times faster than fetching each.
-        """
+        """Selects the tiles of one entity whose key begins the family's: one row a key, its packed rows joined."""
         fields = ", ".join(family.key_fields)
-        joined = f"SELECT {fields}, {_JOINED} FROM {self._tiles(family.name)}"
-        wanted = _equal(asked, "?")
-        if asked[0] == family.key_fields[0]:
-            return f"{joined} WHERE {wanted} GROUP BY {fields}"
+        wanted = " AND ".join(f"{field} = ?" for field in asked)
+        return f"SELECT {fields}, {_JOINED} FROM {self._tiles(family.name)} WHERE {wanted} GROUP BY {fields}"
+
+    def _tiles_by_keys(self, family: TileFamily, asked: str) -> str:
+        """The same of many entities, found by one field of the family's key."""
+        fields = ", ".join(f"keys.{field}" for field in family.key_fields)
         own = " AND ".join(f"tiles.{field} = keys.{field}" for field in family.key_fields)
-        one = f"SELECT {_JOINED} FROM {self._tiles(family.name)} AS tiles WHERE {own}"
-        return f"SELECT {fields}, ({one}) FROM {self._keys(family.name)} AS keys WHERE {wanted}"
+        joined = f"SELECT {_JOINED} FROM {self._tiles(family.name)} AS tiles WHERE {own}"
+        keys = f"{self._keys(family.name)} AS keys ON keys.{asked} = asked.value"
+        return f"SELECT {fields}, ({joined}) FROM json_each(?) AS asked CROSS JOIN {keys}"
 
     def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
         fields = ", ".join(family.key_fields)
@@ -292,10 +297,6 @@ def _coarse_fields(family: TileFamily) -> list[str]:
     """The first key fields of entities that the family's own order cannot find: they need an index."""
     firsts = {KEY_FIELDS[entity][0] for entity in family.entities}
     return sorted(firsts - {family.key_fields[0]})
-
-
-def _equal(fields: Iterable[str], value: str) -> str:
-    return " AND ".join(f"{field} = {value}" for field in fields)
 
 
 def _cut(connection: sqlite3.Connection, table: str, key: dict[str, str], tie: str, bound: int) -> None:
