@@ -14,11 +14,13 @@ value of its own arrives.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
 
-from features.events import EventType
+from features.events import ID_PATTERN, EventType
 from features.user_state import SEEN_MAX, Interaction
 
 DECISIONS_MAX = 1_000
@@ -60,7 +62,28 @@ _TYPES: Mapping[str, EventType] = {event_type.value: event_type for event_type i
 
 
 def parse_interaction(value: bytes) -> Interaction:
-    """Reads one record's value. Raises `InteractionError` when a field is absent or of another type."""
+    """Reads one record's value. Raises `InteractionError` when a field is absent or of another type.
+
+    A record in the stream job's own spelling is matched whole, which checks it too; any other is read as JSON.
+    """
+    match = _WIRE(value.decode("latin-1"))  # cannot fail; what matches is ASCII
+    if match is None:
+        return _parsed_as_json(value)
+    event_id, event_type, time_ms, user_id, item_id, category, creator_id, watch_ms, duration_ms = match.groups()
+    watch = None if watch_ms is None else int(watch_ms)
+    duration = None if duration_ms is None else int(duration_ms)
+    return _made(user_id, event_id, event_type, int(time_ms), item_id, category, creator_id, watch, duration)
+
+
+_INTEGER = r"(0|[1-9][0-9]{0,17})"
+_WIRE = re.compile(
+    rf'\{{"event_id":"({ID_PATTERN})","event_type":"({"|".join(_TYPES)})","event_time_ms":{_INTEGER},'
+    rf'"user_id":"({ID_PATTERN})","item_id":"({ID_PATTERN})","category":"({ID_PATTERN})",'
+    rf'"creator_id":"({ID_PATTERN})"(?:,"watch_ms":{_INTEGER})?(?:,"duration_ms":{_INTEGER})?\}}'
+).fullmatch
+
+
+def _parsed_as_json(value: bytes) -> Interaction:
     try:
         record = json.loads(value)
     except ValueError as error:
@@ -120,32 +143,40 @@ def standing(decisions: Iterable[Decision], kind: DecisionKind) -> frozenset[str
 
 def encode_interaction(interaction: Interaction) -> str:
     """The interaction without its user, as a JSON list: a store's history entry."""
-    return json.dumps(
-        [
-            interaction.event_id,
-            interaction.event_type,
-            interaction.event_time_ms,
-            interaction.item_id,
-            interaction.category,
-            interaction.creator_id,
-            interaction.watch_ms,
-            interaction.duration_ms,
-        ],
-        separators=(",", ":"),
+    watch_ms, duration_ms = interaction.watch_ms, interaction.duration_ms
+    return (
+        f"[{_quoted(interaction.event_id)},{_quoted(interaction.event_type)},{interaction.event_time_ms},"
+        f"{_quoted(interaction.item_id)},{_quoted(interaction.category)},{_quoted(interaction.creator_id)},"
+        f"{'null' if watch_ms is None else watch_ms},{'null' if duration_ms is None else duration_ms}]"
     )
 
 
 def decode_history(user_id: str, joined: str) -> tuple[Interaction, ...]:
     """The history of entries joined by commas, newest first, of which there are at most `HISTORY_MAX`."""
-    return tuple(_decoded(user_id, entry) for entry in json.loads(f"[{joined}]"))
+    return tuple([_made(user_id, *entry) for entry in json.loads(f"[{joined}]")])
 
 
-def _decoded(user_id: str, entry: list[Any]) -> Interaction:
+def _made(
+    user_id: str,
+    event_id: str,
+    event_type: str,
+    event_time_ms: int,
+    item_id: str,
+    category: str,
+    creator_id: str,
+    watch_ms: int | None,
+    duration_ms: int | None,
+) -> Interaction:
     # A frozen dataclass's constructor costs four times as much as filling the instance.
     interaction = Interaction.__new__(Interaction)
     fields = interaction.__dict__
-    fields["user_id"] = user_id
-    fields["event_id"], event_type, fields["event_time_ms"], fields["item_id"] = entry[:4]
+    fields["event_id"] = event_id
     fields["event_type"] = _TYPES[event_type]
-    fields["category"], fields["creator_id"], fields["watch_ms"], fields["duration_ms"] = entry[4:]
+    fields["event_time_ms"] = event_time_ms
+    fields["user_id"] = user_id
+    fields["item_id"] = item_id
+    fields["category"] = category
+    fields["creator_id"] = creator_id
+    fields["watch_ms"] = watch_ms
+    fields["duration_ms"] = duration_ms
     return interaction

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
 
@@ -26,8 +26,7 @@ from features.clock import wall_clock_ms
 from features.keyed_sets import InteractionError, parse_interaction
 from features.names import MS_PER_SECOND
 from features.repo import FeatureRepoError, store_location
-from features.tile_rows import TileError, TileRow, family_named, parse_tile, retention_start_ms
-from features.user_state import Interaction
+from features.tile_rows import TileError, family_named, parse_tiles
 from streaming.writer_config import WriterConfig, parse_flags
 from streaming.writer_metrics import WriterMetrics
 
@@ -129,40 +128,40 @@ class Writer:
         self._count(topic, "tombstone", len(messages) - len(present))
         family = self._families.get(topic)
         if family is None:
-            interactions = self._parsed(present, parse_interaction)
+            interactions = self._parsed(present, lambda values: [parse_interaction(value) for value in values])
             self._patiently(lambda: self._store.write_interactions(interactions, offsets))
-            self._written_rows(topic, interactions, (row.event_time_ms for row in interactions))
+            newest_ms = max((row.event_time_ms for row in interactions), default=None)
+            self._written_rows(topic, len(interactions), newest_ms)
         else:
-            rows = self._parsed(present, lambda value: parse_tile(family, value))
-            kept = self._unexpired(rows)
-            self._count(topic, "expired", len(rows) - len(kept))
-            self._patiently(lambda: self._store.write_tiles(family.name, kept, offsets))
-            self._written_rows(topic, kept, (row.max_event_time_ms for row in kept))
+            batch = self._parsed(present, lambda values: parse_tiles(family, values))
+            kept = batch.unexpired(self._now_ms())
+            self._count(topic, "expired", len(batch.keys) - len(kept.keys))
+            self._patiently(lambda: self._store.write_batch(kept, offsets))
+            self._written_rows(topic, len(kept.keys), kept.newest_event_ms)
         self._written.update(offsets)
 
-    def _parsed(self, messages: Sequence[Message], parse: Callable[[bytes], Answer]) -> list[Answer]:
-        rows = []
-        for message in messages:
-            try:
-                rows.append(parse(message.value() or b""))
-            except (TileError, InteractionError) as error:
-                self._metrics.malformed.labels(message.topic()).inc()
-                place = f"{message.topic()} partition {message.partition()} offset {message.offset()}"
-                raise WriterError(
-                    f"{place} is no row of this version: {error} Find the job that wrote it, then write its topics "
-                    "anew (run reprocess)."
-                ) from error
-        return rows
+    def _parsed(self, messages: Sequence[Message], parse: Callable[[list[bytes]], Answer]) -> Answer:
+        values = [message.value() or b"" for message in messages]
+        try:
+            return parse(values)
+        except (TileError, InteractionError):
+            for message, value in zip(messages, values, strict=True):
+                self._refuse_malformed(message, value, parse)
+            raise
 
-    def _unexpired(self, rows: Sequence[TileRow]) -> list[TileRow]:
-        now_ms = self._now_ms()
-        return [row for row in rows if row.tile_start_ms >= retention_start_ms(row.tile_ms, now_ms)]
+    def _refuse_malformed(self, message: Message, value: bytes, parse: Callable[[list[bytes]], object]) -> None:
+        try:
+            parse([value])
+        except (TileError, InteractionError) as error:
+            self._metrics.malformed.labels(message.topic()).inc()
+            place = f"{message.topic()} partition {message.partition()} offset {message.offset()}"
+            raise WriterError(
+                f"{place} is no row of this version: {error} Find the job that wrote it, then write its topics "
+                "anew (run reprocess)."
+            ) from error
 
-    def _written_rows(
-        self, topic: str, rows: Sequence[TileRow] | Sequence[Interaction], event_times_ms: Iterable[int]
-    ) -> None:
-        self._count(topic, "written", len(rows))
-        newest_ms = max(event_times_ms, default=None)
+    def _written_rows(self, topic: str, rows: int, newest_ms: int | None) -> None:
+        self._count(topic, "written", rows)
         if newest_ms is not None:
             self._metrics.freshness_ms.labels(topic).set(self._now_ms() - newest_ms)
 

@@ -21,7 +21,7 @@ class WriterConfig:
     metrics_port: int
     """Prometheus metrics on 127.0.0.1; 0 takes a free port, which is logged."""
     group: str = "millrace-online-writer"
-    max_batch: int = 2_000
+    max_batch: int = 10_000
     """Rows written in one transaction at most: bounds memory and the time that other writers wait."""
     linger_ms: int = 3
     """How long a batch waits for more rows after its first."""

@@ -14,7 +14,7 @@ from features import specs
 from features.algebra import Finaliser, Float64s, Int64s
 from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
 from features.specs import KEY_FIELDS, Entity, features_of
-from features.tile_rows import KeyedTiles, PackedTiles, TileRow, family_named, keyed_tiles, unpacked
+from features.tile_rows import KeyedTiles, PackedTiles, TileBatch, TileRow, family_named, keyed_tiles, unpacked
 from features.tiles import USER_CATEGORY_TILES, TileFamily, family_of
 from features.user_state import Interaction, UserState
 
@@ -80,8 +80,12 @@ class Backend(ABC):
 
     # Written by the tile path.
 
-    @abstractmethod
     def write_tiles(self, family_name: str, rows: Sequence[TileRow], offsets: Offsets) -> None:
+        """`write_batch` of single rows. Raises `TileError` for an unknown family or a wrong number of values."""
+        self.write_batch(TileBatch.of(family_named(family_name), rows), offsets)
+
+    @abstractmethod
+    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
         """Writes tile rows and offsets in one transaction. Of two rows of a tile the one with the larger n is kept."""
 
     @abstractmethod

@@ -34,7 +34,7 @@ from features.keyed_sets import (
     latest_seen,
 )
 from features.specs import KEY_FIELDS, Entity
-from features.tile_rows import PackedTiles, TileRow, family_named, latest_tiles, pack, retention_start_ms
+from features.tile_rows import PackedTiles, TileBatch, retention_start_ms
 from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, family_of
 from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
 
@@ -90,19 +90,19 @@ class RedisBackend(Backend):
 
     # Written by the tile path.
 
-    def write_tiles(self, family_name: str, rows: Sequence[TileRow], offsets: Offsets) -> None:
-        family = family_named(family_name)
-        newest = latest_tiles(rows)
+    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
+        family, newest = batch.family, batch.latest()
         index = {
-            (f"{self._prefix}keys:{field}:{row.key[place]}", row.key[0])
+            (f"{self._prefix}keys:{field}:{key[place]}", key[0])
             for place, field in _coarse_fields(family)
-            for row in newest
+            for key in newest.keys
         }
         header = json.dumps({"offsets": _offset_pairs(offsets), "index": sorted(index)})
         arguments: list[str | bytes] = [header]
-        for row in newest:
-            field = " ".join((*row.key[1:], str(row.tile_ms), str(row.tile_start_ms)))
-            arguments += [self._tiles_key(family_name, row.key[0]), field, pack(family, row)]
+        prefix = self._tiles_key(family.name, "")
+        sizes, starts = newest.numbers_TN[:, :2].T.tolist()
+        for key, tile_ms, start_ms, packed in zip(newest.keys, sizes, starts, newest.packed, strict=True):
+            arguments += (prefix + key[0], f"{' '.join(key[1:])} {tile_ms} {start_ms}", packed)
         with self._store_errors():
             self._write_tiles([self._offsets_key], arguments)
 

@@ -6,11 +6,13 @@ lock of their own beyond SQLite's.
 """
 
 import json
+import random
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from features.backends.base import Backend, Document, Offsets, StoreUnavailableError, UserRows
 from features.keyed_sets import (
@@ -23,18 +25,20 @@ from features.keyed_sets import (
     latest_seen,
 )
 from features.specs import KEY_FIELDS, Entity
-from features.tile_rows import PackedTiles, TileRow, family_named, latest_tiles, pack, retention_start_ms
+from features.tile_rows import PackedTiles, TileBatch, retention_start_ms
 from features.tiles import DAY_TILE_MS, FAMILIES, USER_CATEGORY_TILES, TileFamily, family_of
 from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
 
 BUSY_TIMEOUT_S = 5.0
 """How long a writer waits for another to commit."""
-CUT_SLACK = 64
-"""A set is cut when it exceeds its bound by this much, so that not every write cuts; reads cut exactly."""
+CUT_EVERY = 64
+"""A set is cut to its bound once in so many rows, on average and by chance, so that no write has to count a set and
+no store to remember one; reads cut exactly."""
 EXPIRE_BATCH = 2_000
 """Rows removed in one transaction, so that expiry never holds up a write for long."""
 _JOINED = "CAST(group_concat(packed, '') AS BLOB)"
 """`group_concat` joins bytes as they are: one value a key costs a fraction of one a tile."""
+Key = TypeVar("Key")
 
 
 class SqliteBackend(Backend):
@@ -44,6 +48,7 @@ class SqliteBackend(Backend):
         """Opens the file, or creates it with its parent directory."""
         super().__init__(version)
         self.path = Path(path)
+        self._chance = random.Random()
         self._threads = threading.local()
         self._connections: list[sqlite3.Connection] = []
         v = self.version
@@ -118,6 +123,8 @@ class SqliteBackend(Backend):
                 for field in _coarse_fields(family):
                     name = f"{self._keys(family.name)}_{field}"
                     connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {self._keys(family.name)} ({field})")
+                if _coarse_fields(family):
+                    connection.execute(self._key_trigger(family))
 
     def _family_tables(self, family: TileFamily) -> list[str]:
         key = ", ".join(family.key_fields)
@@ -129,24 +136,27 @@ class SqliteBackend(Backend):
         keys = f"{self._keys(family.name)} ({typed}, PRIMARY KEY ({key})) WITHOUT ROWID"
         return [tiles, keys] if _coarse_fields(family) else [tiles]
 
+    def _key_trigger(self, family: TileFamily) -> str:
+        """Keeps the family's keys with its tiles: for new tiles only, so that later rows of a tile do not pay."""
+        new = ", ".join(f"new.{field}" for field in family.key_fields)
+        return (
+            f"CREATE TRIGGER IF NOT EXISTS new_{self._tiles(family.name)} AFTER INSERT ON {self._tiles(family.name)} "
+            f"BEGIN INSERT OR IGNORE INTO {self._keys(family.name)} VALUES ({new}); END"
+        )
+
     # Written by the tile path.
 
-    def write_tiles(self, family_name: str, rows: Sequence[TileRow], offsets: Offsets) -> None:
-        family = family_named(family_name)
-        newest = latest_tiles(rows)
-        packed = [(*row.key, row.tile_ms, row.tile_start_ms, row.n, pack(family, row)) for row in newest]
+    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
+        family, newest = batch.family, batch.latest()
+        fields = [*zip(*newest.keys, strict=True), *newest.numbers_TN[:, :3].T.tolist(), newest.packed]
         places = ", ".join("?" * (len(family.key_fields) + 4))
         key = ", ".join(family.key_fields)
         upsert = (
-            f"INSERT INTO {self._tiles(family_name)} VALUES ({places}) ON CONFLICT ({key}, tile_ms, tile_start_ms) "
+            f"INSERT INTO {self._tiles(family.name)} VALUES ({places}) ON CONFLICT ({key}, tile_ms, tile_start_ms) "
             "DO UPDATE SET n = excluded.n, packed = excluded.packed WHERE excluded.n > n"
         )
         with self._transaction() as connection:
-            connection.executemany(upsert, packed)
-            if _coarse_fields(family):
-                places = ", ".join("?" * len(family.key_fields))
-                insert = f"INSERT OR IGNORE INTO {self._keys(family_name)} VALUES ({places})"
-                connection.executemany(insert, {row.key for row in newest})
+            connection.executemany(upsert, sorted(zip(*fields, strict=True)) if newest.keys else ())
             self._write_offsets(connection, offsets)
 
     def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
@@ -169,13 +179,18 @@ class SqliteBackend(Backend):
                 "WHERE (excluded.event_time_ms, excluded.event_id) > (event_time_ms, event_id)",
                 decisions,
             )
-            for user_id in {row[0] for row in seen}:
+            for user_id in self._due([row[0] for row in seen]):
                 _cut(connection, self._seen, {"user_id": user_id}, "item_id", SEEN_MAX)
-            for user_id in {row[0] for row in history}:
+            for user_id in self._due([row[0] for row in history]):
                 _cut(connection, self._history, {"user_id": user_id}, "event_id", HISTORY_MAX)
-            for user_id, kind in {row[:2] for row in decisions}:
+            for user_id, kind in self._due([row[:2] for row in decisions]):
                 _cut(connection, self._decisions, {"user_id": user_id, "kind": kind}, "event_id", DECISIONS_MAX)
             self._write_offsets(connection, offsets)
+
+    def _due(self, written: Sequence[Key]) -> set[Key]:
+        """Which of the sets written to are looked at: each row calls for it with a chance of one in `CUT_EVERY`."""
+        draw = self._chance.random
+        return {key for key in written if draw() * CUT_EVERY < 1.0}
 
     def _write_offsets(self, connection: sqlite3.Connection, offsets: Offsets) -> None:
         connection.executemany(
@@ -304,7 +319,7 @@ def _cut(connection: sqlite3.Connection, table: str, key: dict[str, str], tie: s
     same = " AND ".join(f"{field} = ?" for field in key)
     values = tuple(key.values())
     (size,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {same}", values).fetchone()
-    if size <= bound + CUT_SLACK:
+    if size <= bound:
         return
     connection.execute(
         f"DELETE FROM {table} WHERE {same} AND (event_time_ms, {tie}) < (SELECT event_time_ms, {tie} FROM {table} "

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.events import EventType
+from features.events import FIELDS, EventType
 from features.keyed_sets import (
     DECISIONS_MAX,
     Decision,
@@ -50,6 +50,30 @@ def test_wire_form_is_read_back(row: Interaction) -> None:
     assert parse_interaction(json.dumps(asdict(row)).encode()) == row
 
 
+def wire(row: Interaction) -> bytes:
+    """The row as the stream job spells it: without spaces and absent fields."""
+    names = [field.name for field in FIELDS if getattr(row, field.name, None) is not None]
+    return json.dumps({name: getattr(row, name) for name in names}, separators=(",", ":")).encode()
+
+
+@given(INTERACTIONS)
+def test_the_stream_jobs_spelling_is_read_back(row: Interaction) -> None:
+    assert parse_interaction(wire(row)) == row
+
+
+def test_the_stream_jobs_spelling_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.keyed_sets._parsed_as_json", lambda _: pytest.fail("read as JSON"))
+    watch = interaction(EventType.WATCH, watch_ms=0, duration_ms=10)
+    assert parse_interaction(wire(watch)) == watch
+    assert parse_interaction(wire(interaction())) == interaction()
+
+
+def test_ids_beyond_the_contract_are_read_and_kept() -> None:
+    row = interaction(event_id='q"\\', item_id="\u00e9\n", category="")
+    assert parse_interaction(wire(row)) == row
+    assert decode_history("u", encode_interaction(row)) == (row,)
+
+
 @given(st.lists(INTERACTIONS, max_size=5))
 def test_history_entries_are_read_back_but_for_the_user(rows: list[Interaction]) -> None:
     entries = ",".join(encode_interaction(row) for row in rows)
@@ -73,6 +97,15 @@ def test_history_entries_are_read_back_but_for_the_user(rows: list[Interaction])
 def test_record_that_is_no_interaction_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InteractionError, match=words):
         parse_interaction(json.dumps({**asdict(interaction()), **change}).encode())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [wire(interaction()) * 2, wire(interaction()).replace(b":5,", b":05,"), b"[]", wire(interaction()) + b"\xff"],
+)
+def test_record_that_is_no_json_object_is_refused(value: bytes) -> None:
+    with pytest.raises(InteractionError, match="allowed: a"):
+        parse_interaction(value)
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"7", b"\xff"])

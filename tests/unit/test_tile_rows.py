@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from features.tile_rows import (
     INT64_MAX,
+    TileBatch,
     TileError,
     TileRow,
     family_named,
     keyed_tiles,
-    latest_tiles,
     pack,
     parse_tile,
+    parse_tiles,
     retention_start_ms,
 )
 from features.tiles import DAY_TILE_MS, ITEM_TILES, USER_CATEGORY_TILES
@@ -29,13 +30,18 @@ def record(**change: Any) -> bytes:
     return json.dumps({**base, "n": 3, "max_event_time_ms": 600_001, **columns, **change}).encode()
 
 
+def wire(**change: Any) -> bytes:
+    """The record as the stream job spells it."""
+    return json.dumps(json.loads(record(**change)), separators=(",", ":")).encode()
+
+
 def test_wire_form_is_read_in_the_families_order() -> None:
     values = tuple(range(len(ITEM_TILES.columns)))
     assert parse_tile(ITEM_TILES, record(mood=1)) == TileRow(("i", "c", "k"), 300_000, 600_000, 3, 600_001, values)
     assert parse_tile(ITEM_TILES, record(tile_ms=DAY_TILE_MS, tile_start_ms=0)).tile_ms == DAY_TILE_MS
 
 
-@pytest.mark.parametrize(
+REFUSED = pytest.mark.parametrize(
     ("value", "words"),
     [
         (b"", "a JSON object"),
@@ -51,11 +57,42 @@ def test_wire_form_is_read_in_the_families_order() -> None:
         (record(tile_ms=60_000), "allowed: 300000 or 86400000"),
         (record(tile_ms=0), "allowed: 300000 or 86400000"),
         (record(tile_start_ms=600_001), "a multiple of it"),
+        (record(item_id="\xff").decode("unicode_escape").encode("latin-1"), "a JSON object"),
+        (wire().replace(b'"n":3', b'"n":03'), "a JSON object"),
+        (wire() + wire(), "a JSON object"),
+        (wire(n=2**63), "integers from 0"),
+        (wire(tile_ms=60_000), "allowed: 300000 or 86400000"),
+        (wire(tile_start_ms=600_001), "a multiple of it"),
     ],
 )
+
+
+@REFUSED
 def test_record_that_is_no_row_is_refused(value: bytes, words: str) -> None:
     with pytest.raises(TileError, match=words):
         parse_tile(ITEM_TILES, value)
+
+
+@REFUSED
+def test_batch_with_a_record_that_is_no_row_is_refused(value: bytes, words: str) -> None:
+    with pytest.raises(TileError, match=words):
+        parse_tiles(ITEM_TILES, [wire(), value, wire()])
+
+
+def test_batch_is_read_as_its_records_are() -> None:
+    spelled = {"n": [0, 7, 10**17, 9 * 10**18 - 1, 9 * 10**18, INT64_MAX], "item_id": ["a.b:~", "\u00e9", 'q"', ""]}
+    values = [form(**{name: value}) for name, many in spelled.items() for value in many for form in (record, wire)]
+    values += [wire(tile_ms=DAY_TILE_MS, tile_start_ms=DAY_TILE_MS), record(mood=1)]
+    batch = parse_tiles(ITEM_TILES, values)
+    rows = [parse_tile(ITEM_TILES, value) for value in values]
+    assert list(batch.keys) == [row.key for row in rows]
+    assert batch.packed == [pack(ITEM_TILES, row) for row in rows]
+    assert parse_tiles(ITEM_TILES, []).packed == []
+
+
+def test_only_the_stream_jobs_spelling_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.tile_rows.parse_tile", lambda *_: pytest.fail("read as JSON"))
+    assert parse_tiles(ITEM_TILES, [wire()]).keys == [("i", "c", "k")]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("cd"), COUNTS, COUNTS), max_size=12))
@@ -71,9 +108,27 @@ def test_packed_rows_come_back_sorted_by_key(made: list[tuple[str, str, int, int
     ]
 
 
-def test_latest_tiles_keeps_the_larger_n_of_each_tile() -> None:
-    rows = [TileRow(("u", "c"), 60_000, start, n, 0, ()) for start, n in ((0, 2), (0, 5), (0, 3), (60_000, 1))]
-    assert [(row.tile_start_ms, row.n) for row in latest_tiles(rows)] == [(0, 5), (60_000, 1)]
+def batch_of(*made: tuple[int, int, int]) -> TileBatch:
+    """Rows of one key by size, start and n."""
+    none = tuple(0 for _ in USER_CATEGORY_TILES.columns)
+    rows = [TileRow(("u", "c"), tile_ms, start_ms, n, start_ms + n, none) for tile_ms, start_ms, n in made]
+    return TileBatch.of(USER_CATEGORY_TILES, rows)
+
+
+def test_latest_keeps_the_larger_n_of_each_tile() -> None:
+    latest = batch_of((60_000, 0, 2), (60_000, 0, 5), (60_000, 0, 3), (60_000, 60_000, 1), (DAY_TILE_MS, 0, 1)).latest()
+    assert latest.numbers_TN[:, :3].tolist() == [[60_000, 0, 5], [60_000, 60_000, 1], [DAY_TILE_MS, 0, 1]]
+    assert latest.keys == [("u", "c")] * 3
+    assert batch_of().latest().packed == []
+
+
+def test_unexpired_and_newest_event() -> None:
+    day = DAY_TILE_MS
+    batch = batch_of((60_000, 96 * day - 60_000, 1), (60_000, 96 * day, 2), (day, 68 * day, 3), (day, 69 * day, 4))
+    kept = batch.unexpired(100 * day)
+    assert kept.numbers_TN[:, 2].tolist() == [2, 4]
+    assert (kept.newest_event_ms, batch_of().newest_event_ms) == (96 * day + 2, None)
+    assert batch_of().unexpired(100 * day).keys == []
 
 
 def test_wrong_number_of_values_is_refused() -> None:
