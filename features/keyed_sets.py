@@ -69,7 +69,7 @@ def parse_interaction(value: bytes) -> Interaction:
     match = _WIRE(value.decode("latin-1"))  # cannot fail; what matches is ASCII
     if match is None:
         return _parsed_as_json(value)
-    event_id, event_type, time_ms, user_id, item_id, category, creator_id, watch_ms, duration_ms = match.groups()
+    event_id, event_type, time_ms, user_id, item_id, category, creator_id, watch_ms, duration_ms = match.groups()[:9]
     watch = None if watch_ms is None else int(watch_ms)
     duration = None if duration_ms is None else int(duration_ms)
     return _made(user_id, event_id, event_type, int(time_ms), item_id, category, creator_id, watch, duration)
@@ -79,7 +79,8 @@ _INTEGER = r"(0|[1-9][0-9]{0,17})"
 _WIRE = re.compile(
     rf'\{{"event_id":"({ID_PATTERN})","event_type":"({"|".join(_TYPES)})","event_time_ms":{_INTEGER},'
     rf'"user_id":"({ID_PATTERN})","item_id":"({ID_PATTERN})","category":"({ID_PATTERN})",'
-    rf'"creator_id":"({ID_PATTERN})"(?:,"watch_ms":{_INTEGER})?(?:,"duration_ms":{_INTEGER})?\}}'
+    rf'"creator_id":"({ID_PATTERN})"(?:,"watch_ms":{_INTEGER})?(?:,"duration_ms":{_INTEGER})?'
+    rf'(?:,"partition":{_INTEGER},"offset":{_INTEGER})?\}}'
 ).fullmatch
 
 

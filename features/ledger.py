@@ -5,6 +5,7 @@ A row says which offsets of one block of one partition had one outcome, as a bit
 resets nothing. Produced = counted + duplicate + too late + dead holds if and only if every offset stands in one row.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -50,6 +51,33 @@ class Account:
     def balances(self) -> bool:
         """Whether every record has exactly one outcome."""
         return self.missing == 0 and self.twice == 0
+
+
+class LedgerError(ValueError):
+    """A record of the job's outputs that does not say where it stood in the events topic."""
+
+
+def source_of(value: bytes) -> tuple[int, int]:
+    """Partition and offset in the events topic, of a record that the stream job wrote. Raises `LedgerError`.
+
+    They stand before anything that comes from outside: what a dead letter quotes cannot be taken for them.
+    """
+    found = _SOURCE(value)
+    if found is None:
+        raise LedgerError(f"output of the stream job: got {value[:200]!r}; needed: its partition and offset.")
+    return int(found[1]), int(found[2])
+
+
+def reason_of(value: bytes) -> str:
+    """Why a dead letter is one. Raises `LedgerError`."""
+    found = _REASON(value)
+    if found is None:
+        raise LedgerError(f"dead letter: got {value[:200]!r}; needed: a reason.")
+    return found[1].decode()
+
+
+_SOURCE = re.compile(rb'"partition":\s*(\d+),\s*"offset":\s*(\d+)').search
+_REASON = re.compile(rb'\{"reason":\s*"([a-z_:]+)"').match
 
 
 def ledger_rows(outcome: Outcome, places: Iterable[tuple[int, int]]) -> list[LedgerRow]:

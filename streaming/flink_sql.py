@@ -46,7 +46,8 @@ _INTERACTION_FIELDS = (
     "duration_ms",
 )
 _IDENTITY = ("event_id", "user_id")
-_PLACE = ("partition", "offset", "arrival_ms")
+_SOURCE = ("partition", "offset")
+_PLACE = (*_SOURCE, "arrival_ms")
 _PLACE_TYPES = {"partition": "INT", "offset": "BIGINT", "arrival_ms": "BIGINT"}
 
 
@@ -112,8 +113,9 @@ def sink_tables(topics: Topics, bootstrap_servers: str) -> tuple[str, ...]:
     letter = ["`reason` STRING", *place, "`value` STRING", "`value_base64` STRING"]
     plain = {"format": "json", "json.encode.ignore-null-fields": "true"}
     event = [_declared(field) for field in FIELDS]
-    copy = [*(_declared(field) for field in FIELDS if field.name in _IDENTITY), *place]
-    interaction = [*(_declared(field) for field in FIELDS if field.name in _INTERACTION_FIELDS), *place]
+    source = [f"`{name}` {_PLACE_TYPES[name]}" for name in _SOURCE]
+    copy = [*(_declared(field) for field in FIELDS if field.name in _IDENTITY), *source]
+    interaction = [*(_declared(field) for field in FIELDS if field.name in _INTERACTION_FIELDS), *source]
     by_user = {
         "key.format": "raw",
         "key.fields": "user_id",
@@ -230,7 +232,7 @@ def counted_views() -> tuple[str, str, str]:
     A user's events share a partition and every shuffle keeps their order, so the first to be processed is the first
     by offset. No identifier holds a space, so the key is unique. ROW_NUMBER would drop the copies unseen.
     """
-    kept = _names((*_INTERACTION_FIELDS, *_PLACE))
+    kept = _names((*_INTERACTION_FIELDS, *_SOURCE))
     in_time = (
         f"CREATE VIEW in_time AS\nSELECT {kept}, CONCAT(user_id, ' ', event_id) AS event_key\nFROM judged\n"
         f"WHERE reason IS NULL AND arrival_ms - event_time_ms <= {HORIZON_MS}"
@@ -261,8 +263,8 @@ def side_inserts() -> tuple[str, ...]:
         f"INSERT INTO too_late\nSELECT {_names(tuple(f.name for f in FIELDS))}, {_names(_PLACE)}\n"
         f"FROM judged\nWHERE reason IS NULL AND arrival_ms - event_time_ms > {HORIZON_MS}"
     )
-    copies = f"INSERT INTO duplicates\nSELECT {_names((*_IDENTITY, *_PLACE))}\nFROM marked\nWHERE is_copy"
-    counted = f"INSERT INTO interactions\nSELECT {_names((*_INTERACTION_FIELDS, *_PLACE))}\nFROM counted"
+    copies = f"INSERT INTO duplicates\nSELECT {_names((*_IDENTITY, *_SOURCE))}\nFROM marked\nWHERE is_copy"
+    counted = f"INSERT INTO interactions\nSELECT {_names((*_INTERACTION_FIELDS, *_SOURCE))}\nFROM counted"
     return dead, late, copies, counted
 
 

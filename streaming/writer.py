@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
@@ -21,9 +22,10 @@ from typing import TypeVar
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from prometheus_client import start_http_server
 
-from features.backends import Backend, BackendError, StoreUnavailableError, open_backend
+from features.backends import Backend, BackendError, Offsets, StoreUnavailableError, open_backend
 from features.clock import wall_clock_ms
 from features.keyed_sets import InteractionError, parse_interaction
+from features.ledger import LedgerError, Outcome, ledger_rows, reason_of, source_of
 from features.names import MS_PER_SECOND
 from features.repo import FeatureRepoError, store_location
 from features.tile_rows import TileError, family_named, parse_tiles
@@ -126,25 +128,46 @@ class Writer:
             offsets[place] = max(offsets.get(place, 0), _offset(message) + 1)
         present = [message for message in messages if message.value() is not None]
         self._count(topic, "tombstone", len(messages) - len(present))
-        family = self._families.get(topic)
-        if family is None:
-            interactions = self._parsed(present, lambda values: [parse_interaction(value) for value in values])
-            self._patiently(lambda: self._store.write_interactions(interactions, offsets))
-            newest_ms = max((row.event_time_ms for row in interactions), default=None)
-            self._written_rows(topic, len(interactions), newest_ms)
+        if topic in self._families:
+            self._write_tiles(topic, present, offsets)
+        elif topic == self._config.topics.interactions:
+            # Without the offsets, which the interactions bring: written twice, accounts stay the same.
+            self._account(topic, present, {})
+            self._write_interactions(topic, present, offsets)
         else:
-            batch = self._parsed(present, lambda values: parse_tiles(family, values))
-            kept = batch.unexpired(self._now_ms())
-            self._count(topic, "expired", len(batch.keys) - len(kept.keys))
-            self._patiently(lambda: self._store.write_batch(kept, offsets))
-            self._written_rows(topic, len(kept.keys), kept.newest_event_ms)
+            self._account(topic, present, offsets)
         self._written.update(offsets)
+
+    def _write_tiles(self, topic: str, messages: Sequence[Message], offsets: Offsets) -> None:
+        family = self._families[topic]
+        batch = self._parsed(messages, lambda values: parse_tiles(family, values))
+        kept = batch.unexpired(self._now_ms())
+        self._count(topic, "expired", len(batch.keys) - len(kept.keys))
+        self._patiently(lambda: self._store.write_batch(kept, offsets))
+        self._written_rows(topic, len(kept.keys), kept.newest_event_ms)
+
+    def _write_interactions(self, topic: str, messages: Sequence[Message], offsets: Offsets) -> None:
+        interactions = self._parsed(messages, lambda values: [parse_interaction(value) for value in values])
+        self._patiently(lambda: self._store.write_interactions(interactions, offsets))
+        newest_ms = max((row.event_time_ms for row in interactions), default=None)
+        self._written_rows(topic, len(interactions), newest_ms)
+
+    def _account(self, topic: str, messages: Sequence[Message], offsets: Offsets) -> None:
+        """Writes what became of the records of the events topic that these messages stand for."""
+        outcome = self._config.outcomes[topic]
+        places = self._parsed(messages, lambda values: [source_of(value) for value in values])
+        self._patiently(lambda: self._store.write_ledger(ledger_rows(outcome, places), offsets))
+        self._metrics.outcomes.labels(outcome).inc(len(places))
+        if outcome is Outcome.DEAD:
+            reasons = self._parsed(messages, lambda values: Counter(reason_of(value) for value in values))
+            for reason, times in reasons.items():
+                self._metrics.dead_letters.labels(reason).inc(times)
 
     def _parsed(self, messages: Sequence[Message], parse: Callable[[list[bytes]], Answer]) -> Answer:
         values = [message.value() or b"" for message in messages]
         try:
             return parse(values)
-        except (TileError, InteractionError):
+        except (TileError, InteractionError, LedgerError):
             for message, value in zip(messages, values, strict=True):
                 self._refuse_malformed(message, value, parse)
             raise
@@ -152,7 +175,7 @@ class Writer:
     def _refuse_malformed(self, message: Message, value: bytes, parse: Callable[[list[bytes]], object]) -> None:
         try:
             parse([value])
-        except (TileError, InteractionError) as error:
+        except (TileError, InteractionError, LedgerError) as error:
             self._metrics.malformed.labels(message.topic()).inc()
             place = f"{message.topic()} partition {message.partition()} offset {message.offset()}"
             raise WriterError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features import specs
+from features.ledger import Outcome
 from features.names import Topics
 from features.tiles import FAMILIES
 
@@ -51,9 +52,19 @@ class WriterConfig:
         return {self.topics.tiles(family.name): family.name for family in FAMILIES}
 
     @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """What became of the records of the events topic that stand in each topic."""
+        return {
+            self.topics.interactions: Outcome.COUNTED,
+            self.topics.duplicates: Outcome.DUPLICATE,
+            self.topics.too_late: Outcome.TOO_LATE,
+            self.topics.dead_letters: Outcome.DEAD,
+        }
+
+    @property
     def subscribed(self) -> list[str]:
         """Every topic that is read."""
-        return [*self.families, self.topics.interactions]
+        return [*self.families, *self.outcomes]
 
 
 def parse_flags(arguments: list[str] | None = None) -> WriterConfig:

@@ -19,6 +19,15 @@ class WriterMetrics:
         self.malformed = Counter(
             "millrace_writer_malformed", "Records that are no rows; the writer stops", ["topic"], registry=self.registry
         )
+        self.outcomes = Counter(
+            "millrace_stream_outcomes",
+            "Records of the events topic by what became of them: counted, duplicate, too_late, dead",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.dead_letters = Counter(
+            "millrace_stream_dead_letters", "Dead letters by reason", ["reason"], registry=self.registry
+        )
         self.store_errors = Counter(
             "millrace_writer_store_errors", "Attempts at which the store was away", registry=self.registry
         )

@@ -1,8 +1,8 @@
 """Where the online store keeps its rows: SQLite (embedded default) or Redis, behind one interface."""
 
-from features.backends.base import Backend, BackendError, Document, EntityValues, StoreUnavailableError
+from features.backends.base import Backend, BackendError, Document, EntityValues, Offsets, StoreUnavailableError
 
-__all__ = ["Backend", "BackendError", "Document", "EntityValues", "StoreUnavailableError", "open_backend"]
+__all__ = ["Backend", "BackendError", "Document", "EntityValues", "Offsets", "StoreUnavailableError", "open_backend"]
 
 
 def open_backend(location: str, version: str | None = None) -> Backend:

@@ -13,6 +13,7 @@ import numpy as np
 from features import specs
 from features.algebra import Finaliser, Float64s, Int64s
 from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
+from features.ledger import LedgerRow
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tile_rows import KeyedTiles, PackedTiles, TileBatch, TileRow, family_named, keyed_tiles, unpacked
 from features.tiles import USER_CATEGORY_TILES, TileFamily, family_of
@@ -95,6 +96,14 @@ class Backend(ABC):
     @abstractmethod
     def offsets(self, topic: str) -> dict[int, int]:
         """The next offset to read of each partition of the topic, as of the rows stored. They only grow."""
+
+    @abstractmethod
+    def write_ledger(self, rows: Sequence[LedgerRow], offsets: Offsets) -> None:
+        """Adds accounts (`features.ledger`) to those that are held, by bitwise or, with the offsets."""
+
+    @abstractmethod
+    def ledger(self) -> list[LedgerRow]:
+        """All accounts of this version, in any order."""
 
     @abstractmethod
     def expire(self, now_ms: int) -> int:
@@ -180,7 +189,7 @@ class Backend(ABC):
 
     @abstractmethod
     def drop_tiles(self) -> None:
-        """Forgets everything of this version: tiles, keyed sets and offsets."""
+        """Forgets everything of this version: tiles, keyed sets, accounts and offsets."""
 
     @abstractmethod
     def close(self) -> None:

@@ -7,6 +7,7 @@ A user's tiles are one hash, an item's another, so a read is one round trip. Eve
     millrace:VERSION:keys:FIELD:VALUE         set    the family's first keys under a coarser entity
     millrace:VERSION:history|seen:USER        sorted set by event time; "EVENT-ID ENTRY" or the item
     millrace:VERSION:hidden|followed:USER     hash   target -> "EVENT-TIME EVENT-ID STANDS"
+    millrace:VERSION:ledger:OUTCOME:PARTITION:BLOCK   the mask
     millrace:VERSION:offsets                  hash   "TOPIC PARTITION" -> next offset
     millrace:documents:VIEW                   hash   key -> "EVENT-TIME CREATED PAYLOAD"
 
@@ -23,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from features.backends.base import Backend, BackendError, Document, Offsets, StoreUnavailableError, UserRows
-from features.backends.redis_scripts import EXPIRE_HASH, WRITE_DOCUMENTS, WRITE_INTERACTIONS, WRITE_TILES
+from features.backends.redis_scripts import EXPIRE_HASH, WRITE_DOCUMENTS, WRITE_INTERACTIONS, WRITE_LEDGER, WRITE_TILES
 from features.keyed_sets import (
     DECISIONS_MAX,
     Decision,
@@ -33,6 +34,7 @@ from features.keyed_sets import (
     in_history,
     latest_seen,
 )
+from features.ledger import MASK_BYTES, LedgerRow, Outcome
 from features.specs import KEY_FIELDS, Entity
 from features.tile_rows import PackedTiles, TileBatch, retention_start_ms
 from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, family_of
@@ -68,6 +70,7 @@ class RedisBackend(Backend):
         self._offsets_key = f"{self._prefix}offsets"
         script = self._redis.register_script
         self._write_tiles, self._write_interactions = script(WRITE_TILES), script(WRITE_INTERACTIONS)
+        self._write_ledger = script(WRITE_LEDGER)
         self._expire_hash, self._write_documents = script(EXPIRE_HASH), script(WRITE_DOCUMENTS)
         with self._store_errors():
             self._redis.ping()
@@ -140,6 +143,24 @@ class RedisBackend(Backend):
             stored: dict[bytes, bytes] = self._redis.hgetall(self._offsets_key)  # type: ignore[assignment]
         named = {tuple(field.decode().split(" ")): int(offset) for field, offset in stored.items()}
         return {int(partition): offset for (name, partition), offset in named.items() if name == topic}
+
+    def write_ledger(self, rows: Sequence[LedgerRow], offsets: Offsets) -> None:
+        arguments: list[str | bytes] = [json.dumps({"offsets": _offset_pairs(offsets)})]
+        for row in rows:
+            key = f"{self._prefix}ledger:{row.outcome}:{row.partition}:{row.block}"
+            arguments += [key, row.mask.to_bytes(MASK_BYTES, "little")]
+        with self._store_errors():
+            self._write_ledger([self._offsets_key, f"{self._prefix}ledger-added"], arguments)
+
+    def ledger(self) -> list[LedgerRow]:
+        with self._store_errors():
+            keys = list(self._redis.scan_iter(match=f"{self._prefix}ledger:*", count=BATCH_KEYS))
+            masks: list[bytes] = self._redis.mget(keys) if keys else []  # type: ignore[assignment]
+        rows = []
+        for key, mask in zip(keys, masks, strict=True):
+            outcome, partition, block = key.decode().removeprefix(f"{self._prefix}ledger:").split(":")
+            rows.append(LedgerRow(Outcome(outcome), int(partition), int(block), int.from_bytes(mask, "little")))
+        return rows
 
     def expire(self, now_ms: int) -> int:
         removed = 0

@@ -75,6 +75,17 @@ end
 {_OFFSETS}
 """
 
+WRITE_LEDGER = f"""
+-- KEYS[2] is of use within the script alone. ARGV: header, then (key, mask)*.
+local header = cjson.decode(ARGV[1])
+for i = 2, #ARGV, 2 do
+  redis.call('SET', KEYS[2], ARGV[i + 1])
+  redis.call('BITOP', 'OR', ARGV[i], ARGV[i], KEYS[2])
+end
+redis.call('DEL', KEYS[2])
+{_OFFSETS}
+"""
+
 EXPIRE_HASH = """
 -- KEYS[1] a hash of tiles; ARGV: the day tile's size, the first start kept of day tiles, and of the others.
 local removed = 0

@@ -24,6 +24,7 @@ from features.keyed_sets import (
     in_history,
     latest_seen,
 )
+from features.ledger import MASK_BYTES, LedgerRow, Outcome
 from features.specs import KEY_FIELDS, Entity
 from features.tile_rows import PackedTiles, TileBatch, retention_start_ms
 from features.tiles import DAY_TILE_MS, FAMILIES, USER_CATEGORY_TILES, TileFamily, family_of
@@ -53,7 +54,7 @@ class SqliteBackend(Backend):
         self._connections: list[sqlite3.Connection] = []
         v = self.version
         self._seen, self._history, self._decisions = f"seen_{v}", f"history_{v}", f"decisions_{v}"
-        self._offsets = f"offsets_{v}"
+        self._offsets, self._ledger = f"offsets_{v}", f"ledger_{v}"
         self._sql_tiles = self._tiles_of(USER_CATEGORY_TILES, KEY_FIELDS[Entity.USER])
         self._sql_history = (
             f"SELECT group_concat(entry, ',') FROM (SELECT entry FROM {self._history} WHERE user_id = ? "
@@ -108,6 +109,8 @@ class SqliteBackend(Backend):
             "PRIMARY KEY (user_id, item_id)) WITHOUT ROWID",
             f"{self._decisions} (user_id TEXT, kind TEXT, target TEXT, event_time_ms INTEGER NOT NULL, "
             "event_id TEXT NOT NULL, stands INTEGER NOT NULL, PRIMARY KEY (user_id, kind, target)) WITHOUT ROWID",
+            f"{self._ledger} (outcome TEXT, partition INTEGER, block INTEGER, mask BLOB NOT NULL, "
+            "PRIMARY KEY (outcome, partition, block)) WITHOUT ROWID",
             f"{self._offsets} (topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, "
             "PRIMARY KEY (topic, partition)) WITHOUT ROWID",
             "documents (view TEXT, key BLOB, payload BLOB NOT NULL, event_time_ms INTEGER NOT NULL, "
@@ -202,6 +205,25 @@ class SqliteBackend(Backend):
     def offsets(self, topic: str) -> dict[int, int]:
         return dict(self._all(f"SELECT partition, next_offset FROM {self._offsets} WHERE topic = ?", topic))
 
+    def write_ledger(self, rows: Sequence[LedgerRow], offsets: Offsets) -> None:
+        held = f"SELECT mask FROM {self._ledger} WHERE outcome = ? AND partition = ? AND block = ?"
+        with self._transaction() as connection:
+            for row in rows:
+                found = connection.execute(held, row[:3]).fetchone()
+                mask = row.mask | (int.from_bytes(found[0], "little") if found else 0)
+                connection.execute(
+                    f"INSERT OR REPLACE INTO {self._ledger} VALUES (?, ?, ?, ?)",
+                    (*row[:3], mask.to_bytes(MASK_BYTES, "little")),
+                )
+            self._write_offsets(connection, offsets)
+
+    def ledger(self) -> list[LedgerRow]:
+        held = self._all(f"SELECT outcome, partition, block, mask FROM {self._ledger}")
+        return [
+            LedgerRow(Outcome(outcome), partition, block, int.from_bytes(mask, "little"))
+            for outcome, partition, block, mask in held
+        ]
+
     def expire(self, now_ms: int) -> int:
         removed = 0
         for family in FAMILIES:
@@ -294,7 +316,7 @@ class SqliteBackend(Backend):
             connection.execute("DELETE FROM documents WHERE view = ?", (view,))
 
     def drop_tiles(self) -> None:
-        tables = [self._seen, self._history, self._decisions, self._offsets]
+        tables = [self._seen, self._history, self._decisions, self._ledger, self._offsets]
         for family in FAMILIES:
             tables += [self._tiles(family.name), *([self._keys(family.name)] if _coarse_fields(family) else [])]
         with self._transaction() as connection:

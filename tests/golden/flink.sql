@@ -71,8 +71,7 @@ CREATE TABLE duplicates (
   `event_id` STRING,
   `user_id` STRING,
   `partition` INT,
-  `offset` BIGINT,
-  `arrival_ms` BIGINT
+  `offset` BIGINT
 ) WITH (
   'connector' = 'kafka',
   'topic' = 'millrace.duplicates.v0',
@@ -96,8 +95,7 @@ CREATE TABLE interactions (
   `watch_ms` BIGINT,
   `duration_ms` BIGINT,
   `partition` INT,
-  `offset` BIGINT,
-  `arrival_ms` BIGINT
+  `offset` BIGINT
 ) WITH (
   'connector' = 'kafka',
   'topic' = 'millrace.interactions.v0',
@@ -192,16 +190,16 @@ SELECT `value`, `partition`, `offset`, `arrival_ms`,
 FROM read;
 
 CREATE VIEW in_time AS
-SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, `arrival_ms`, CONCAT(user_id, ' ', event_id) AS event_key
+SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, CONCAT(user_id, ' ', event_id) AS event_key
 FROM judged
 WHERE reason IS NULL AND arrival_ms - event_time_ms <= 172800000;
 
 CREATE VIEW marked AS
-SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, `arrival_ms`, is_copy
+SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, is_copy
 FROM mark_copies(events => TABLE in_time PARTITION BY event_key, uid => 'copies');
 
 CREATE VIEW counted AS
-SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, `arrival_ms`
+SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`
 FROM marked
 WHERE NOT is_copy;
 
@@ -218,12 +216,12 @@ FROM judged
 WHERE reason IS NULL AND arrival_ms - event_time_ms > 172800000;
 
 INSERT INTO duplicates
-SELECT `event_id`, `user_id`, `partition`, `offset`, `arrival_ms`
+SELECT `event_id`, `user_id`, `partition`, `offset`
 FROM marked
 WHERE is_copy;
 
 INSERT INTO interactions
-SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, `arrival_ms`
+SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`
 FROM counted;
 
 INSERT INTO tiles_user_category

@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 
 from features.backends import Backend, open_backend
 from features.events import EventType
+from features.ledger import Outcome, accounts
 from features.names import MS_PER_DAY, Topics
 from features.repo import FeatureRepo, write_repo
 from features.tile_rows import TileRow, family_named
@@ -65,8 +66,10 @@ class Stream:
             for row in self.tiles[family.name][part]:
                 producer.produce(topics.tiles(family.name), key=json.dumps(row.key), value=tile_json(family.name, row))
                 producer.poll(0)
-        for interaction in self.interactions[part]:
-            producer.produce(topics.interactions, key=interaction.user_id, value=json.dumps(asdict(interaction)))
+        places = [{"partition": 0, "offset": number} for number in range(len(self.interactions))]
+        for interaction, place in zip(self.interactions[part], places[part], strict=True):
+            value = json.dumps({**asdict(interaction), **place})
+            producer.produce(topics.interactions, key=interaction.user_id, value=value)
             producer.poll(0)
         assert producer.flush(30) == 0
 
@@ -89,6 +92,10 @@ class Stream:
                 )
             }
             assert got == {tile: (row.n, list(row.values)) for tile, row in expected.items()}
+        counted = len(self.interactions)
+        (account,) = accounts(store.ledger(), {0: (0, counted)})
+        assert account.balances
+        assert account.outcomes[Outcome.COUNTED] == counted
         for user_id in USERS:
             own = [row for row in self.interactions if row.user_id == user_id]
             newest = sorted(own, key=lambda row: (row.event_time_ms, row.event_id), reverse=True)
@@ -178,7 +185,7 @@ def metric(port: int, name: str) -> float:
             text = answer.read().decode()
     except OSError:
         return 0.0
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
 
 def test_killed_writer_leaves_no_hole_and_counts_nothing_twice(
@@ -221,6 +228,31 @@ def test_two_writers_of_one_group_share_the_work(
         written = [metric(port, "millrace_writer_rows_total") for port in (first, second)]
         assert sum(written) >= 9_000
         assert min(written) > 0
+
+
+def test_every_outcome_is_accounted_for_and_shown(
+    kafka_broker: str, topics: Topics, tmp_path: Path, start: Start
+) -> None:
+    """A dead letter quotes what looks like a place of its own: the job's own words count."""
+    quoted = json.dumps({"partition": 9, "offset": 9})
+    letters = [{"reason": r, "partition": 1, "offset": n, "value": quoted} for n, r in enumerate(["unparsable"] * 2)]
+    letters.append({"reason": "invalid:user_id", "partition": 1, "offset": 2, "value": quoted})
+    producer = Producer({"bootstrap.servers": kafka_broker})
+    for letter in (*letters, letters[0]):
+        producer.produce(topics.dead_letters, json.dumps(letter, separators=(",", ":")))
+    producer.produce(topics.too_late, json.dumps({"event_id": "e", "partition": 1, "offset": 3}))
+    producer.produce(topics.duplicates, json.dumps({"event_id": "e", "partition": 1, "offset": 5}))
+    assert producer.flush(30) == 0
+    repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
+    with open_backend(str(tmp_path / "online.db")) as store, start(repo) as (_, port):
+        wait_for(lambda: metric(port, "millrace_stream_outcomes_total") == 6, "all records", 30)
+        (account,) = accounts(store.ledger(), {1: (0, 6)})
+        assert account.outcomes == {
+            Outcome.COUNTED: 0, Outcome.DUPLICATE: 1, Outcome.TOO_LATE: 1, Outcome.DEAD: 3,
+        }  # fmt: skip
+        assert (account.missing, account.twice) == (1, 0), "offset 4 has no outcome yet"
+        assert metric(port, 'millrace_stream_dead_letters_total{reason="invalid:user_id"}') == 1
+        assert metric(port, 'millrace_stream_dead_letters_total{reason="unparsable"}') == 3, "records, copies included"
 
 
 @pytest.fixture

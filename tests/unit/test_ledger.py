@@ -1,11 +1,13 @@
 """The ledger's accounts against sets of offsets."""
 
+import json
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.ledger import BLOCK, LedgerRow, Outcome, accounts, ledger_rows
+from features.ledger import BLOCK, LedgerError, LedgerRow, Outcome, accounts, ledger_rows, reason_of, source_of
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,3 +46,13 @@ def test_what_lies_outside_the_topic_does_not_count() -> None:
 def test_a_partition_without_rows_misses_everything() -> None:
     (account,) = accounts([], {1: (0, 3)})
     assert (account.missing, account.balances) == (3, False)
+
+
+def test_an_outputs_source_is_the_jobs_and_not_what_a_letter_quotes() -> None:
+    quoted = json.dumps('{"partition":7,"offset":7}')
+    letter = f'{{"reason":"missing:user_id","partition":1,"offset":20,"arrival_ms":3,"value":{quoted}}}'.encode()
+    assert (source_of(letter), reason_of(letter)) == ((1, 20), "missing:user_id")
+    with pytest.raises(LedgerError, match="needed: its partition and offset"):
+        source_of(b'{"event_id":"e"}')
+    with pytest.raises(LedgerError, match="needed: a reason"):
+        reason_of(b'{"value":{"reason":"x"}}')

@@ -12,6 +12,7 @@ import pytest
 from features.backends import Backend, BackendError, Document, StoreUnavailableError, open_backend
 from features.events import EventType
 from features.keyed_sets import DECISIONS_MAX
+from features.ledger import BLOCK, Outcome, ledger_rows
 from features.names import MS_PER_DAY, MS_PER_MINUTE
 from features.specs import Entity, features_of
 from features.tile_rows import TileRow, family_named
@@ -413,3 +414,26 @@ def test_corrupt_sqlite_file(tmp_path: Path) -> None:
     (tmp_path / "online.db").write_bytes(b"not a database" * 100)
     with pytest.raises(StoreUnavailableError, match="not a database"):
         open_backend(str(tmp_path / "online.db"))
+
+
+def test_accounts_only_grow_whoever_writes_them_in_whatever_order(store: Backend, location: str, version: str) -> None:
+    rng = random.Random(8)
+    places = {outcome: rng.sample(range(3 * BLOCK), 300) for outcome in Outcome}
+    batches = [
+        ledger_rows(outcome, [(partition, offset) for offset in offsets[start : start + 40]])
+        for outcome, offsets in places.items()
+        for partition in (0, 1)
+        for start in range(0, 300, 40)
+    ]
+    batches += batches[::3]
+    rng.shuffle(batches)
+    with open_backend(location, version) as other:
+        for number, batch in enumerate(batches):
+            (store, other)[number % 2].write_ledger(batch, {("t", 0): number})
+    held = {(row.outcome, row.partition, row.block): row.mask for row in store.ledger()}
+    for (outcome, _, block), mask in held.items():
+        assert mask == sum(1 << (o - block * BLOCK) for o in places[outcome] if o // BLOCK == block)
+    assert len(held) == len(Outcome) * 2 * 3
+    assert store.offsets("t") == {0: len(batches) - 1}
+    store.drop_tiles()
+    assert store.ledger() == []
