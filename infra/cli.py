@@ -181,6 +181,27 @@ def features(
 
 
 @app.command()
+def ledger() -> None:
+    """Show what became of every record of the events topic; exit 1 unless each has exactly one outcome."""
+    from features.backends import StoreUnavailableError, open_backend
+    from features.repo import FeatureRepoError, store_location
+    from infra.accounts import read_accounts
+    from infra.programs import topics
+    from infra.views import ledger_view
+
+    settings = load_settings()
+    _need_port(settings.kafka_port, "the broker")
+    try:
+        with open_backend(store_location(settings.feature_repo_dir)) as backend:
+            accounts = read_accounts(backend, settings.bootstrap_servers, topics().events)
+    except (FeatureRepoError, StoreUnavailableError) as error:
+        raise CommandError(str(error)) from None
+    console.print(ledger_view(accounts))
+    if not all(account.balances for account in accounts):
+        raise CommandError("not every record has exactly one outcome yet; if this stays so, records were lost.")
+
+
+@app.command()
 def recommend(
     user: Annotated[str, typer.Argument(metavar="USER", help="user_id; an unknown one gets what is popular.")],
     count: Annotated[int, typer.Option(min=1, max=500, help="How many items.")] = 10,

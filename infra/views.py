@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from features.backends import Backend
+from features.ledger import Account, Outcome
 from features.specs import Entity, WindowedFeature, features_of
 from features.user_state import UserState
 from serving.client import Slate
@@ -90,3 +91,22 @@ def _history(state: UserState, now_ms: int) -> Table:
         ago = f"{(now_ms - seen.event_time_ms) / 1_000:.0f} s"
         table.add_row(seen.event_type, ago, seen.item_id, seen.category)
     return table
+
+
+def ledger_view(accounts: Sequence[Account]) -> Table:
+    """What became of the records of each partition, and of all."""
+    table = Table("partition", "produced", *Outcome, "missing", "twice", box=None)
+    for account in accounts:
+        table.add_row(str(account.partition), *map(_grouped, _figures(account)))
+    totals = [sum(column) for column in zip(*map(_figures, accounts), strict=True)]
+    table.add_row("all", *map(_grouped, totals))
+    return table
+
+
+def _figures(account: Account) -> list[int]:
+    outcomes = [account.outcomes[outcome] for outcome in Outcome]
+    return [account.produced, *outcomes, account.missing, account.twice]
+
+
+def _grouped(value: int) -> str:
+    return f"{value:,}"

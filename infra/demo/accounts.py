@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 
 from features.names import LakeTables, Topics
 from features.tiles import DAY_TILE_MS, USER_CATEGORY_TILES
+from infra.accounts import topic_spans
 from streaming.records import Ledger
 
 
@@ -46,11 +47,7 @@ def _table(lake_dir: Path, name: str, columns: list[str]) -> pa.Table:
 
 def count_records(bootstrap_servers: str, topic: str) -> int:
     """Records of a topic that is never compacted, from its offsets."""
-    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "millrace-accounts"})
-    try:
-        return sum(high - low for _, low, high in _spans(consumer, topic))
-    finally:
-        consumer.close()
+    return sum(end - first for first, end in topic_spans(bootstrap_servers, topic).values())
 
 
 def count_in_tiles(bootstrap_servers: str, topics: Topics) -> int:
@@ -67,9 +64,9 @@ def _read_all(bootstrap_servers: str, topic: str) -> Iterator[tuple[bytes, bytes
     config = {"bootstrap.servers": bootstrap_servers, "group.id": "millrace-accounts", "enable.auto.commit": False}
     consumer = Consumer({**config, "auto.offset.reset": "earliest", "enable.partition.eof": False})
     try:
-        spans = _spans(consumer, topic)
-        consumer.assign([TopicPartition(topic, partition, low) for partition, low, _ in spans])
-        unread = {partition: high for partition, low, high in spans if high > low}
+        spans = topic_spans(bootstrap_servers, topic)
+        consumer.assign([TopicPartition(topic, partition, first) for partition, (first, _) in spans.items()])
+        unread = {partition: end for partition, (first, end) in spans.items() if end > first}
         while unread:
             for message in consumer.consume(10_000, timeout=5.0):
                 key, value = message.key(), message.value()
@@ -80,11 +77,3 @@ def _read_all(bootstrap_servers: str, topic: str) -> Iterator[tuple[bytes, bytes
                     del unread[at.partition]
     finally:
         consumer.close()
-
-
-def _spans(consumer: Consumer, topic: str) -> list[tuple[int, int, int]]:
-    partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-    return [
-        (partition, *consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30))
-        for partition in partitions
-    ]

@@ -207,6 +207,17 @@ def test_replayed_events_reach_the_store(scenario: tuple[WorldScenario, list[Rec
     wait_for(stored, "the replayed events in the online store", timeout_s=30)
 
 
+def test_the_ledger_accounts_for_every_record(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    """Also for what the world sends broken, twice and too late."""
+    shown = millrace(scenario, "ledger").splitlines()
+    names, figures = shown[0].split(), [int(text.replace(",", "")) for text in shown[-1].split()[1:]]
+    total = dict(zip(names[1:], figures, strict=True))
+    outcomes = [total[name] for name in ("counted", "duplicate", "too_late", "dead")]
+    assert min(outcomes) > 0
+    assert sum(outcomes) == total["produced"]
+    assert (total["missing"], total["twice"]) == (0, 0)
+
+
 def test_the_stack_writes_below_its_own_folder_only(scenario: tuple[WorldScenario, list[Record]]) -> None:
     var_dir: Path = scenario[0].chain.settings.var_dir
     assert {path.name for path in var_dir.iterdir()} >= {"kafka", "lake", "bundles", "logs", "airflow"}

@@ -83,5 +83,5 @@ def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
 
 def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
     done = _run(tmp_path=tmp_path)
-    for command in ("up", "down", "status", "logs", "doctor", "replay", "features", "recommend", "demo"):
+    for command in ("up", "down", "status", "logs", "doctor", "replay", "features", "ledger", "recommend", "demo"):
         assert command in done.stdout

@@ -7,10 +7,11 @@ from rich.console import Console, RenderableType
 
 from features.backends import Backend, open_backend
 from features.events import EventType
+from features.ledger import Account, Outcome
 from features.names import MS_PER_MINUTE
 from features.tile_rows import TileRow, family_named
 from features.user_state import Interaction
-from infra.views import UnknownKeyError, item_view, slate_view, user_view
+from infra.views import UnknownKeyError, item_view, ledger_view, slate_view, user_view
 from serving.client import RankedItem, Slate
 
 NOW_MS = 1_700_000_000_000
@@ -113,3 +114,11 @@ def test_a_slate_is_shown_with_provenance_and_what_degraded() -> None:
     assert "bundle b1, arm millrace, newest event 5.0 s old, 8 candidates scored" in shown
     assert "degraded: hydrate: store unavailable" in shown
     assert _row(shown, "1")[1:] == ["song-1", "music", "c1", "0.5000", "25.0%", "als,", "trending", "p=0.10"]
+
+
+def test_the_ledger_is_a_row_a_partition_and_their_sum() -> None:
+    outcomes = {Outcome.COUNTED: 1_200, Outcome.DUPLICATE: 3, Outcome.TOO_LATE: 2, Outcome.DEAD: 1}
+    accounts = [Account(partition=n, produced=1_207, outcomes=outcomes, missing=1, twice=0) for n in range(2)]
+    shown = _text(ledger_view(accounts))
+    assert _row(shown, "1") == ["1", "1,207", "1,200", "3", "2", "1", "1", "0"]
+    assert _row(shown, "all") == ["all", "2,414", "2,400", "6", "4", "2", "2", "0"]
