@@ -39,6 +39,16 @@ EXPIRE_BATCH = 2_000
 """Rows removed in one transaction, so that expiry never holds up a write for long."""
 _JOINED = "CAST(group_concat(packed, '') AS BLOB)"
 """`group_concat` joins bytes as they are: one value a key costs a fraction of one a tile."""
+_PRAGMAS = (
+    "journal_mode = WAL",
+    # A commit survives the end of the process; a power cut may take the last ones with their offsets.
+    "synchronous = NORMAL",
+    "mmap_size = 268435456",
+    # 32 MiB of pages a connection, and 16 MiB of log before it is copied back: a batch touches a page a user, and
+    # pages that several batches touch are then read, and copied back, once.
+    "cache_size = -32768",
+    "wal_autocheckpoint = 4000",
+)
 Key = TypeVar("Key")
 
 
@@ -81,8 +91,7 @@ class SqliteBackend(Backend):
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-            # NORMAL: a commit survives the end of the process; a power cut may take the last ones with their offsets.
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "mmap_size = 268435456"):
+            for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
             self._threads.connection = connection
             self._connections.append(connection)
@@ -172,9 +181,9 @@ class SqliteBackend(Backend):
             connection.executemany(
                 f"INSERT INTO {self._seen} VALUES (?, ?, ?) ON CONFLICT (user_id, item_id) DO UPDATE "
                 "SET event_time_ms = excluded.event_time_ms WHERE excluded.event_time_ms > event_time_ms",
-                seen,
+                sorted(seen),
             )
-            connection.executemany(f"INSERT OR IGNORE INTO {self._history} VALUES (?, ?, ?, ?)", history)
+            connection.executemany(f"INSERT OR IGNORE INTO {self._history} VALUES (?, ?, ?, ?)", sorted(history))
             connection.executemany(
                 f"INSERT INTO {self._decisions} VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, kind, target) "
                 "DO UPDATE SET event_time_ms = excluded.event_time_ms, event_id = excluded.event_id, "
