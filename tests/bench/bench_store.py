@@ -4,6 +4,7 @@ A tile row is what our store is told; a stock store is told an entity's finalise
 first, so both hold the same values, and reads that differ end the benchmark. Reads go through `get_online_features`.
 """
 
+import json
 import statistics
 import tempfile
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,24 @@ from rich.console import Console
 from features.backends import Backend, open_backend
 from features.daily import ACTIVITY_VIEWS
 from features.definitions import PROJECT, build_definitions
-from features.events import EventType
+from features.events import FIELDS, EventType
+from features.keyed_sets import parse_interaction
 from features.names import MS_PER_DAY, MS_PER_SECOND
 from features.online_store import Row as StockRow
 from features.online_store import clock
 from features.repo import STORE_TYPE
 from features.specs import KEY_FIELDS, Entity, features_of
-from features.tile_rows import TileRow
-from features.tiles import DAY_TILE_MS, ITEM_TILES, USER_CATEGORY_TILES, Merge, TileFamily, tile_start
+from features.tile_rows import TileRow, parse_tiles
+from features.tiles import (
+    DAY_TILE_MS,
+    FAMILIES,
+    ITEM_TILES,
+    USER_CATEGORY_TILES,
+    Column,
+    Merge,
+    TileFamily,
+    tile_start,
+)
 from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
 from tests.bench.report import BenchError, Row
 from tests.conftest import free_port
@@ -66,6 +78,10 @@ class Settings:
     """Five-minute tiles of one item."""
     item_day_tiles: int = 7
     item_rounds: int = 15
+    path_rows: int = 4_000
+    """Records of each topic a batch on the writer's path, of `path_users` users and `items` items."""
+    path_users: int = 100_000
+    path_batches: int = 10
 
 
 def run(console: Console) -> list[Row]:
@@ -86,6 +102,8 @@ def run(console: Console) -> list[Row]:
             with open_backend(location) as backend:
                 rows += _write_rows(kind, backend, stock, _feast(root / kind, config), settings)
             console.print(f"store: {kind} writes measured")
+        with open_backend(str(root / "path.db")) as backend:
+            rows += _writer_path(backend, settings)
         ours = _feast(root / "ours", {"type": STORE_TYPE, "location": str(root / "read.db")})
         with open_backend(str(root / "read.db")) as backend:
             _fill(backend, settings)
@@ -169,6 +187,53 @@ def _finalised(backend: Backend, entity: Entity, keys: Sequence[tuple[str, ...]]
     ]
 
 
+def _writer_path(backend: Backend, settings: Settings) -> list[Row]:
+    """The online writer's work on encoded records, parsed and written: this process's time on the processor a row."""
+    rng = np.random.default_rng(9)
+    took_us: dict[str, list[float]] = {name: [] for name in (*(family.name for family in FAMILIES), "interactions")}
+    for turn in range(settings.path_batches):
+        users = rng.integers(settings.path_users, size=settings.path_rows).tolist()
+        items = rng.integers(settings.items, size=settings.path_rows).tolist()
+        keys = {
+            USER_CATEGORY_TILES.name: [(f"user-{u:06}", f"category-{u % settings.categories}") for u in users],
+            ITEM_TILES.name: [(f"item-{i:06}", f"category-{i % 20}", _creator(i, settings)) for i in items],
+        }
+        for family in FAMILIES:
+            tiles = [_tile(family, key, 0, turn + 1, family.tile_ms) for key in keys[family.name]]
+            values = [_encoded_tile(family, tile) for tile in tiles]
+            began_s = time.process_time()
+            backend.write_batch(parse_tiles(family, values), {(family.name, 0): turn})
+            took_us[family.name].append((time.process_time() - began_s) / settings.path_rows * 1e6)
+        events = [_interaction(f"user-{u:06}", turn * settings.path_rows + n) for n, u in enumerate(users)]
+        values = [_encoded_interaction(event) for event in events]
+        began_s = time.process_time()
+        backend.write_interactions([parse_interaction(value) for value in values], {("interactions", 0): turn})
+        took_us["interactions"].append((time.process_time() - began_s) / settings.path_rows * 1e6)
+    each = {name: statistics.median(taken) for name, taken in took_us.items()}
+    described = asdict(settings)
+    return [
+        _row("writer_cpu_us_per_row", statistics.mean(each.values()), "us", described),
+        *(_row(f"writer_cpu_us_per_row_{name}", us, "us", described) for name, us in each.items()),
+    ]
+
+
+def _encoded_tile(family: TileFamily, tile: TileRow) -> bytes:
+    """The row as the stream job spells it."""
+    record: dict[str, str | int] = dict(zip(family.key_fields, tile.key, strict=True))
+    record |= {"tile_ms": tile.tile_ms, "tile_start_ms": tile.tile_start_ms, "n": tile.n}
+    record |= {"max_event_time_ms": tile.max_event_time_ms}
+    record |= {column.name: value for column, value in zip(_columns(family), tile.values, strict=True)}
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def _encoded_interaction(event: Interaction) -> bytes:
+    """The same of an interaction."""
+    present = {name: value for name in _WIRE_ORDER if (value := getattr(event, name)) is not None}
+    return json.dumps(present, separators=(",", ":")).encode()
+
+
+_WIRE_ORDER = tuple(field.name for field in FIELDS if field.name in Interaction.__dataclass_fields__)
+
 # Reads.
 
 
@@ -204,15 +269,17 @@ def _user_reads(ours: FeatureStore, backend: Backend, settings: Settings) -> lis
     """Single users, one after the other, through Feast and by the backend's own read."""
     features = [f"{ACTIVITY_VIEWS[Entity.USER]}:{feature.name}" for feature in features_of(Entity.USER)]
     taken: dict[str, list[float]] = {"user_read": [], "user_read_to_dict": [], "user_read_backend": []}
+    taken["user_read_cpu"] = []
     for turn in range(settings.user_reads):
         user_id = f"user-{turn % settings.users:06}"
         asked = [{"user_id": user_id}]
-        began_s = time.perf_counter()
+        began_s, cpu_s = time.perf_counter(), time.thread_time()
         answer = ours.get_online_features(features=features, entity_rows=asked)
-        called_s = time.perf_counter()
+        called_s, called_cpu_s = time.perf_counter(), time.thread_time()
         got = answer.to_dict()
         taken["user_read_to_dict"].append(time.perf_counter() - began_s)
         taken["user_read"].append(called_s - began_s)
+        taken["user_read_cpu"].append(called_cpu_s - cpu_s)
         began_s = time.perf_counter()
         state = backend.read_user(user_id, NOW_MS)
         taken["user_read_backend"].append(time.perf_counter() - began_s)
@@ -250,11 +317,17 @@ def _item_reads(ours: FeatureStore, backend: Backend, stock: FeatureStore, setti
     ]
 
 
+@cache
+def _columns(family: TileFamily) -> tuple[Column, ...]:
+    """The family's columns, which it derives anew each time."""
+    return family.columns
+
+
 def _tile(family: TileFamily, key: tuple[str, ...], age: int, n: int, tile_ms: int | None = None) -> TileRow:
     """The tile that lies `age` tiles before now, with values that grow with n."""
     size = family.tile_ms if tile_ms is None else tile_ms
     start_ms = tile_start(NOW_MS, size) - age * size
-    values = tuple(start_ms + n if column.merge is Merge.MAX else n for column in family.columns)
+    values = tuple(start_ms + n if column.merge is Merge.MAX else n for column in _columns(family))
     return TileRow(key, size, start_ms, n, start_ms + n, values)
 
 
