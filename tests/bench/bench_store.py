@@ -155,12 +155,9 @@ def _write_rows(kind: str, backend: Backend, stock: OnlineStore, feast: FeatureS
             _tile(USER_CATEGORY_TILES, (*key, f"category-{u % settings.categories}"), 0, turn + 1 + u % 3)
             for u, key in enumerate(keys)
         ]
-        offsets = {("tiles", 0): turn}
-        seconds["ours"].append(
-            _seconds(lambda tiles=tiles, offsets=offsets: backend.write_tiles(USER_CATEGORY_TILES.name, tiles, offsets))
-        )
+        seconds["ours"].append(_seconds(backend.write_tiles, USER_CATEGORY_TILES.name, tiles, {("tiles", 0): turn}))
         data = _finalised(backend, Entity.USER, keys, turn)
-        seconds["stock"].append(_seconds(lambda data=data: stock.online_write_batch(feast.config, view, data, None)))
+        seconds["stock"].append(_seconds(stock.online_write_batch, feast.config, view, data, None))
     rate = {side: settings.write_rows / statistics.median(taken[1:]) for side, taken in seconds.items()}
     described = {**asdict(settings), "features": len(features_of(Entity.USER))}
     return [
@@ -194,7 +191,7 @@ def _writer_path(backend: Backend, settings: Settings) -> list[Row]:
     for turn in range(settings.path_batches):
         users = rng.integers(settings.path_users, size=settings.path_rows).tolist()
         items = rng.integers(settings.items, size=settings.path_rows).tolist()
-        keys = {
+        keys: dict[str, list[tuple[str, ...]]] = {
             USER_CATEGORY_TILES.name: [(f"user-{u:06}", f"category-{u % settings.categories}") for u in users],
             ITEM_TILES.name: [(f"item-{i:06}", f"category-{i % 20}", _creator(i, settings)) for i in items],
         }
@@ -308,7 +305,7 @@ def _item_reads(ours: FeatureStore, backend: Backend, stock: FeatureStore, setti
     taken: dict[str, list[float]] = {"ours": [], "stock": []}
     for _ in range(settings.item_rounds):
         for side, store in (("ours", ours), ("stock", stock)):
-            taken[side].append(_seconds(lambda store=store: store.get_online_features(features, asked)))
+            taken[side].append(_seconds(store.get_online_features, features, asked))
     median_ms = {side: statistics.median(seconds) * MS_PER_SECOND for side, seconds in taken.items()}
     described = asdict(settings)
     return [
@@ -345,9 +342,9 @@ def _interaction(user_id: str, place: int) -> Interaction:
     )
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[..., Any], *arguments: Any) -> float:
     began_s = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - began_s
 
 
