@@ -191,6 +191,16 @@ class Backend(ABC):
     def drop_tiles(self) -> None:
         """Forgets everything of this version: tiles, keyed sets, accounts and offsets."""
 
+    # Which version is read.
+
+    @abstractmethod
+    def version_for(self, spec_hash: str) -> str:
+        """The version that readers of these definitions (`features.specs.version`) use; by default the hash itself."""
+
+    @abstractmethod
+    def switch(self, spec_hash: str, version: str) -> None:
+        """Makes readers of these definitions use the version, in one step. `drop_tiles` leaves it as it is."""
+
     @abstractmethod
     def close(self) -> None:
         """Lets go of the store. The backend is of no use afterwards."""

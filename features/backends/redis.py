@@ -10,6 +10,7 @@ A user's tiles are one hash, an item's another, so a read is one round trip. Eve
     millrace:VERSION:ledger:OUTCOME:PARTITION:BLOCK   the mask
     millrace:VERSION:offsets                  hash   "TOPIC PARTITION" -> next offset
     millrace:documents:VIEW                   hash   key -> "EVENT-TIME CREATED PAYLOAD"
+    millrace:versions                         hash   hash of the specs -> VERSION that its readers use
 
 A space separates parts: no identifier holds one (`features.events.ID_PATTERN`), and it sorts below all that they hold.
 """
@@ -47,6 +48,7 @@ BATCH_KEYS = 500
 SOCKET_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 
+_VERSIONS_KEY = "millrace:versions"
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError, OSError)
 
 
@@ -257,6 +259,15 @@ class RedisBackend(Backend):
             names = list(self._redis.scan_iter(match=f"{self._prefix}*", count=BATCH_KEYS))
             for first in range(0, len(names), BATCH_KEYS):
                 self._redis.unlink(*names[first : first + BATCH_KEYS])
+
+    def version_for(self, spec_hash: str) -> str:
+        with self._store_errors():
+            found: bytes | None = self._redis.hget(_VERSIONS_KEY, spec_hash)  # type: ignore[assignment]
+        return spec_hash if found is None else found.decode()
+
+    def switch(self, spec_hash: str, version: str) -> None:
+        with self._store_errors():
+            self._redis.hset(_VERSIONS_KEY, spec_hash, version)
 
     def close(self) -> None:
         self._redis.close()

@@ -124,6 +124,7 @@ class SqliteBackend(Backend):
             "PRIMARY KEY (topic, partition)) WITHOUT ROWID",
             "documents (view TEXT, key BLOB, payload BLOB NOT NULL, event_time_ms INTEGER NOT NULL, "
             "created_ms INTEGER NOT NULL, PRIMARY KEY (view, key)) WITHOUT ROWID",
+            "versions (spec_hash TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID",
         ]
         known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
         if all(self._connection.execute(known, (text.split(" ", 1)[0],)).fetchone()[0] for text in statements):
@@ -331,6 +332,14 @@ class SqliteBackend(Backend):
         with self._transaction() as connection:
             for table in tables:
                 connection.execute(f"DELETE FROM {table}")
+
+    def version_for(self, spec_hash: str) -> str:
+        found = self._all("SELECT version FROM versions WHERE spec_hash = ?", spec_hash)
+        return str(found[0][0]) if found else spec_hash
+
+    def switch(self, spec_hash: str, version: str) -> None:
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (spec_hash, version))
 
     def close(self) -> None:
         for connection in self._connections:

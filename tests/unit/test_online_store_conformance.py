@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features import specs
 from features.backends import Backend, BackendError, Document, StoreUnavailableError, open_backend
+from features.backends.following import RECHECK_S, FollowingBackend
 from features.events import EventType
 from features.keyed_sets import DECISIONS_MAX
 from features.ledger import BLOCK, Outcome, ledger_rows
@@ -387,6 +389,122 @@ class TestDocuments:
             assert len(store.read_tile_rows("item", 0).rows.n_T) == 0
             assert other.offsets("t") == {0: 9}
             assert len(other.read_tile_rows("item", 0).rows.n_T) == 1
+
+
+class TestVersions:
+    """Readers without a version of their own follow the store's word; `specs.version` is each test's own."""
+
+    @pytest.fixture(autouse=True)
+    def spec_hash(self, version: str, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(specs, "version", lambda: version)
+        return version
+
+    @pytest.fixture
+    def rebuilt(self, location: str, version: str) -> Iterator[Backend]:
+        with open_backend(location, f"{version}r2") as backend:
+            yield backend
+
+    def write(self, store: Backend, clicks: int) -> None:
+        start_ms = NOW_MS - NOW_MS % MS_PER_MINUTE
+        row = tile("user_category", ("ada", "music"), start_ms, clicks, clicks=clicks)
+        item = tile("item", ("i", "music", "kim"), MIDNIGHT_MS, clicks, tile_ms=DAY_TILE_MS, clicks=clicks)
+        store.write_tiles("user_category", [row], {})
+        store.write_tiles("item", [item], {("t", 0): clicks})
+        store.write_interactions([event(EventType.CLICK, NOW_MS, str(k), f"item{k}") for k in range(clicks)], {})
+
+    def clicks_read(self, store: Backend) -> set[int]:
+        """What every kind of read says: one number, unless versions are mixed or reads disagree."""
+        state = store.read_user("ada", NOW_MS)
+        place = [feature.name for feature in features_of(Entity.USER)].index("user_clicks_10m")
+        return {
+            int(state.features_F[place]),
+            len(state.history),
+            len(state.seen),
+            int(value_of(store, "user_clicks_10m", ("ada",))),
+            int(store.read_tile_rows("item", 0).rows.n_T[0]),
+            store.offsets("t")[0],
+        }
+
+    def test_the_default_is_the_hash_itself(self, store: Backend, location: str, version: str) -> None:
+        assert store.version_for(version) == version
+        assert store.version_for("another") == "another"
+        with open_backend(location) as reader:
+            assert reader.version == version
+
+    def test_a_reader_follows_a_switch_within_a_second(
+        self, store: Backend, rebuilt: Backend, location: str, version: str
+    ) -> None:
+        now_s = 10.0
+        self.write(store, 1)
+        self.write(rebuilt, 2)
+        with FollowingBackend(lambda named: open_backend(location, named), lambda: now_s) as reader:
+            assert self.clicks_read(reader) == {1}
+            store.switch(version, f"{version}r2")
+            now_s += 0.9 * RECHECK_S
+            assert self.clicks_read(reader) == {1}, "looked up more than once a second"
+            now_s += 0.2 * RECHECK_S
+            assert self.clicks_read(reader) == {2}
+            assert reader.version == f"{version}r2"
+            with open_backend(location) as new_reader:
+                assert self.clicks_read(new_reader) == {2}
+            store.switch(version, version)
+            now_s += RECHECK_S
+            assert self.clicks_read(reader) == {1}, "back again"
+
+    def test_a_pinned_reader_stays(self, store: Backend, rebuilt: Backend, location: str, version: str) -> None:
+        self.write(store, 1)
+        self.write(rebuilt, 2)
+        store.switch(version, f"{version}r2")
+        assert self.clicks_read(store) == {1}
+        with open_backend(f"{location}#{version}") as pinned:
+            assert self.clicks_read(pinned) == {1}
+        with open_backend(location) as reader:
+            assert self.clicks_read(reader) == {2}
+
+    def test_the_pointer_survives_drop_tiles(self, store: Backend, rebuilt: Backend, version: str) -> None:
+        store.switch(version, f"{version}r2")
+        for backend in (store, rebuilt):
+            backend.drop_tiles()
+        assert store.version_for(version) == rebuilt.version_for(version) == f"{version}r2"
+
+    def test_a_follower_writes_where_it_reads(
+        self, store: Backend, rebuilt: Backend, location: str, version: str
+    ) -> None:
+        store.switch(version, f"{version}r2")
+        with open_backend(location) as follower:
+            self.write(follower, 3)
+            assert self.clicks_read(follower) == {3}
+            assert self.clicks_read(rebuilt) == {3}
+            assert store.read_user("ada", NOW_MS).history == ()
+            assert follower.expire(NOW_MS + DAY_RETENTION_MS + MS_PER_DAY) == 2
+            follower.drop_tiles()
+            assert rebuilt.read_user("ada", NOW_MS).history == ()
+
+    def test_threads_that_read_through_switches_never_see_two_versions(
+        self, store: Backend, rebuilt: Backend, location: str, version: str
+    ) -> None:
+        self.write(store, 1)
+        self.write(rebuilt, 2)
+        ticks = iter(range(1_000_000))
+        seen: set[tuple[int, int, int]] = set()
+        place = [feature.name for feature in features_of(Entity.USER)].index("user_clicks_10m")
+        # Every call finds a second gone by, so each looks the version up anew.
+        with FollowingBackend(lambda named: open_backend(location, named), lambda: next(ticks)) as reader:
+
+            def read() -> None:
+                for _ in range(60):
+                    state = reader.read_user("ada", NOW_MS)
+                    seen.add((int(state.features_F[place]), len(state.history), len(state.seen)))
+
+            threads = [threading.Thread(target=read) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                for name in (f"{version}r2", version):
+                    store.switch(version, name)
+            for thread in threads:
+                thread.join()
+        assert seen == {(1, 1, 1), (2, 2, 2)}
 
 
 def test_version_that_is_no_name_is_refused(location: str) -> None:
