@@ -56,8 +56,10 @@ def up(
 ) -> None:
     """Start the local stack and wait until every part is ready."""
     settings = load_settings()
-    Stack(settings).start(_say, programs or None)
-    _say(f"the stack runs; Airflow: {settings.airflow_url}, Flink: {settings.flink_url}, gRPC: {settings.grpc_address}")
+    stack = Stack(settings)
+    stack.start(_say, programs or None)
+    flink_url = stack.streams()[0].settings(settings).flink_url
+    _say(f"the stack runs; Airflow: {settings.airflow_url}, Flink: {flink_url}, gRPC: {settings.grpc_address}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -16,10 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features import specs
 from features.names import LakeTables, Topics
+from features.repo import FeatureRepo, write_repo
 from infra.airflow import SPARK_POOL, airflow_environment
 from infra.airflow_client import AirflowClient
 from infra.kafka import BrokerConfig, create_topics, format_broker
 from infra.settings import ROOT, Settings, environment_python, jars_dir
+from infra.streams import Stream
 from infra.supervisor import Program
 
 PROBE_TIMEOUT_S = 2.0
@@ -67,6 +70,18 @@ class Step:
     """Names of the settings of the ports that it listens on."""
     group: str = field(default="")
     """Name under which several programs are started together."""
+    role: str = field(default="")
+    """Name under which `millrace up` knows a program whose own name carries a version."""
+    own_ports: Mapping[str, int] = field(default_factory=dict)
+    """What replaces the settings' ports."""
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings as this step's program sees them."""
+        return settings.model_copy(update=dict(self.own_ports))
+
+    def answers_to(self, name: str) -> bool:
+        """Whether the user means this step by the name."""
+        return name in (self.name, self.group, self.role)
 
 
 def last_line(log: Path) -> str:
@@ -94,7 +109,7 @@ def broker_config(settings: Settings) -> BrokerConfig:
 
 
 def topics() -> Topics:
-    """The stack's topics, at the present version of the features."""
+    """The stack's topics, as this code's specs define the derived ones before any is rebuilt."""
     return Topics(version=specs.version())
 
 
@@ -110,14 +125,20 @@ def _broker_answers(settings: Settings) -> bool:
         return False
 
 
-def _create_topics(context: Context) -> None:
+def _create_topics(streams: Sequence[Stream], context: Context) -> None:
+    servers = context.settings.bootstrap_servers
     try:
-        create_topics(context.settings.bootstrap_servers, topics(), context.settings.topic_partitions)
+        for stream in streams:
+            create_topics(servers, Topics(version=stream.version), context.settings.topic_partitions)
     except KafkaException as error:
-        raise StepError(f"topics: the broker on {context.settings.bootstrap_servers} says {error}") from error
+        raise StepError(f"topics: the broker on {servers} says {error}") from error
 
 
 # Features: the stream job, the writer, Feast's repository.
+
+
+def _offline_root(settings: Settings) -> Path:
+    return settings.lake_dir / LakeTables.offline_features
 
 
 def _feature_repo(context: Context) -> None:
@@ -125,22 +146,36 @@ def _feature_repo(context: Context) -> None:
     flags = {
         "--dir": str(settings.feature_repo_dir),
         "--store": settings.online_store_url,
-        "--offline-root": str(settings.lake_dir / LakeTables.offline_features),
+        "--offline-root": str(_offline_root(settings)),
     }
     context.run("feature-repo", _module("serve", "features.repo", flags))
 
 
-def _flink(settings: Settings) -> Program:
+def writer_repo_dir(settings: Settings, version: str) -> Path:
+    """The feature repo of one version's writer: it writes that version, whichever one readers use."""
+    return settings.var_dir / "writers" / version
+
+
+def _writer_repo(stream: Stream, context: Context) -> None:
+    settings, location = context.settings, f"{context.settings.online_store_url}#{stream.version}"
+    directory = writer_repo_dir(settings, stream.version)
+    write_repo(FeatureRepo(directory=directory, location=location, offline_root=_offline_root(settings)))
+
+
+def _flink(stream: Stream, settings: Settings) -> Program:
+    names = Topics(version=stream.version)
     flags = {
         "--bootstrap-servers": settings.bootstrap_servers,
-        "--events-topic": topics().events,
+        "--events-topic": names.events,
+        "--topics-version": names.version,
         "--checkpoint-dir": str(settings.flink_checkpoints_dir),
         "--jars-dir": str(jars_dir("flink")),
         "--rest-port": str(settings.flink_rest_port),
         "--metrics-port": str(settings.flink_metrics_port),
         "--parallelism": str(settings.flink_parallelism),
     }
-    return _python("flink", _module("stream", "streaming.job", flags), JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m")
+    command = _module("stream", "streaming.job", flags)
+    return _python(stream.named("flink"), command, JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m")
 
 
 def _flink_runs(settings: Settings) -> bool:
@@ -149,13 +184,14 @@ def _flink_runs(settings: Settings) -> bool:
     return any(job["state"] == "RUNNING" and job["tasks"]["running"] == job["tasks"]["total"] > 0 for job in jobs)
 
 
-def _writer(settings: Settings) -> Program:
+def _writer(stream: Stream, settings: Settings) -> Program:
     flags = {
         "--bootstrap-servers": settings.bootstrap_servers,
-        "--feature-repo": str(settings.feature_repo_dir),
+        "--feature-repo": str(writer_repo_dir(settings, stream.version)),
+        "--topics-version": stream.version,
         "--metrics-port": str(settings.writer_metrics_port),
     }
-    return _python("writer", _module("serve", "streaming.writer", flags))
+    return _python(stream.named("writer"), _module("serve", "streaming.writer", flags))
 
 
 def _writer_answers(settings: Settings) -> bool:
@@ -256,31 +292,48 @@ def _prepare_kafka(context: Context) -> None:
     format_broker(broker_config(context.settings))
 
 
-STEPS: tuple[Step, ...] = (
-    Step(
-        name="kafka",
-        prepare=_prepare_kafka,
-        program=_kafka,
-        ready=_broker_answers,
-        ports=("kafka_port", "kafka_controller_port"),
-    ),
-    Step(name="topics", after=("kafka",), prepare=_create_topics),
-    Step(name="feature-repo", prepare=_feature_repo),
-    Step(name="airflow-setup", prepare=_airflow_prepare),
-    Step(
-        name="flink",
+def _stream_steps(stream: Stream) -> tuple[Step, Step]:
+    flink = Step(
+        name=stream.named("flink"),
+        role="flink",
         after=("topics",),
-        program=_flink,
+        program=partial(_flink, stream),
         ready=_flink_runs,
         ports=("flink_rest_port", "flink_metrics_port"),
-    ),
-    Step(
-        name="writer",
+        own_ports=stream.ports,
+    )
+    writer = Step(
+        name=stream.named("writer"),
+        role="writer",
         after=("topics", "feature-repo"),
-        program=_writer,
+        prepare=partial(_writer_repo, stream),
+        program=partial(_writer, stream),
         ready=_writer_answers,
         ports=("writer_metrics_port",),
-    ),
+        own_ports=stream.ports,
+    )
+    return flink, writer
+
+
+def steps_of(streams: Sequence[Stream]) -> tuple[Step, ...]:
+    """The stack with these streams, in the order of starting; stopping goes the other way."""
+    return (
+        Step(
+            name="kafka",
+            prepare=_prepare_kafka,
+            program=_kafka,
+            ready=_broker_answers,
+            ports=("kafka_port", "kafka_controller_port"),
+        ),
+        Step(name="topics", after=("kafka",), prepare=partial(_create_topics, streams)),
+        Step(name="feature-repo", prepare=_feature_repo),
+        Step(name="airflow-setup", prepare=_airflow_prepare),
+        *(step for stream in streams for step in _stream_steps(stream)),
+        *_AIRFLOW_AND_SERVING,
+    )
+
+
+_AIRFLOW_AND_SERVING = (
     Step(
         name="airflow-api",
         after=("airflow-setup",),
@@ -313,36 +366,38 @@ STEPS: tuple[Step, ...] = (
         ports=("grpc_port", "serving_metrics_port"),
     ),
 )
-"""In the order of starting; stopping goes the other way."""
+
+STEPS = steps_of([Stream(version=specs.version())])
+"""The stack as it is first started."""
 
 PROGRAM_NAMES = tuple(step.name for step in STEPS if step.program)
 
 
-def _needs(step: Step) -> tuple[str, ...]:
+def _needs(step: Step, steps: Sequence[Step]) -> tuple[str, ...]:
     """What comes with a step: what it waits for, and the rest of its group, since its parts are of no use alone."""
-    return (*step.after, *(other.name for other in STEPS if step.group and other.group == step.group))
+    return (*step.after, *(other.name for other in steps if step.group and other.group == step.group))
 
 
-def select(names: Sequence[str] | None) -> list[Step]:
+def select(names: Sequence[str] | None, steps: Sequence[Step] = STEPS) -> list[Step]:
     """The steps that start these programs or groups, with all that they wait for; all of them for None.
 
     Raises `ValueError` for an unknown name.
     """
-    by_name = {step.name: step for step in STEPS}
-    groups = {step.group for step in STEPS if step.group}
-    unknown = sorted(set(names or ()) - set(PROGRAM_NAMES) - groups)
+    by_name = {step.name: step for step in steps}
+    known = {name for step in steps if step.program for name in (step.name, step.group, step.role) if name}
+    unknown = sorted(set(names or ()) - known)
     if unknown:
-        allowed = ", ".join(sorted({*PROGRAM_NAMES, *groups}))
+        allowed = ", ".join(sorted(known))
         raise ValueError(f"unknown program {', '.join(unknown)}; allowed: {allowed}.")
     wanted: set[str] = set()
 
     def add(step: Step) -> None:
         if step.name not in wanted:
             wanted.add(step.name)
-            for name in _needs(step):
+            for name in _needs(step, steps):
                 add(by_name[name])
 
-    for step in STEPS:
-        if names is None or step.name in names or step.group in names:
+    for step in steps:
+        if names is None or any(step.answers_to(name) for name in names):
             add(step)
-    return [step for step in STEPS if step.name in wanted]
+    return [step for step in steps if step.name in wanted]

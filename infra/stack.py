@@ -20,8 +20,9 @@ import psutil
 
 from infra.airflow import write_secrets
 from infra.processes import memory_mb, port_is_free, port_owner, with_descendants
-from infra.programs import STEPS, Context, Step, StepError, last_line, select
+from infra.programs import Context, Step, StepError, last_line, select, steps_of
 from infra.settings import LOOPBACK, PREFIX, Settings
+from infra.streams import Stream, save_streams, saved_streams, version_to_run
 from infra.supervisor import Program, Supervisor, log_path
 
 Progress = Callable[[str], None]
@@ -63,17 +64,18 @@ class Stack:
         What runs already is left alone. When one does not come up, everything that this call started is stopped
         and `StackError` says in one sentence which and where its log is. `progress` receives one line at a time.
         """
+        launched = not self.supervisor.is_running()
+        streams = self._first_streams() if launched else self.streams()
         try:
-            steps = select(programs)
+            steps = select(programs, steps_of(streams))
         except ValueError as error:
             raise StackError(str(error)) from None
-        launched = not self.supervisor.is_running()
         running = {name for name, info in self.supervisor.info().items() if info.is_up}
         self._check_settings_agree(launched)
         self._check_ports(steps, running)
         try:
             if launched:
-                self._launch()
+                self._launch(streams)
             self._start_steps(steps, running, progress)
         except BaseException as error:
             with _uninterrupted():
@@ -107,7 +109,28 @@ class Stack:
     def status(self) -> list[ProgramStatus]:
         """Every program in the order of starting; empty when the stack does not run."""
         infos = self.supervisor.info()
-        return [self._status_of(step) for step in STEPS if step.name in infos]
+        return [self._status_of(step) for step in steps_of(self.streams()) if step.name in infos]
+
+    def streams(self) -> list[Stream]:
+        """The streams of the running stack, the one that is read first."""
+        return saved_streams(self.settings)
+
+    def use_streams(self, streams: Sequence[Stream]) -> None:
+        """Makes these the running stack's streams: stops and removes the others, makes new ones known.
+
+        `start` starts them. Whatever else runs goes on; done again, it changes nothing.
+        """
+        save_streams(self.settings, streams)
+        self.supervisor.reconcile(_programs(steps_of(streams), self.settings))
+
+    def _first_streams(self) -> list[Stream]:
+        """What a stack that is not up yet will run: the version that the store names."""
+        from features.backends import StoreUnavailableError
+
+        try:
+            return [Stream(version=version_to_run(self.settings))]
+        except StoreUnavailableError as error:
+            raise StackError(str(error)) from error
 
     def memory_mb(self) -> float:
         """Memory of all processes of the stack together, shared pages counted once."""
@@ -137,14 +160,14 @@ class Stack:
     def _check_ports(self, steps: Sequence[Step], running: set[str]) -> None:
         for step in steps:
             for name in step.ports:
-                port = self.settings.ports[name]
+                port = step.settings(self.settings).ports[name]
                 if step.name not in running and not port_is_free(LOOPBACK, port):
                     raise StackError(
                         f"port {port} of {step.name} is taken by {port_owner(port)}; stop that, or set "
                         f"{PREFIX}{name.upper()} or {PREFIX}PORT_BASE to another number."
                     )
 
-    def _launch(self) -> None:
+    def _launch(self, streams: Sequence[Stream]) -> None:
         orphans = self.supervisor.processes()
         if orphans:
             # supervisord was killed; what it left would write to the same files.
@@ -154,10 +177,8 @@ class Stack:
         # The programs' environments carry Airflow's keys.
         write_secrets(self.settings)
         self._settings_file.write_text(json.dumps(self.settings.environment()))
-        self.supervisor.launch(self._programs())
-
-    def _programs(self) -> Iterator[Program]:
-        return (step.program(self.settings) for step in STEPS if step.program)
+        save_streams(self.settings, streams)
+        self.supervisor.launch(_programs(steps_of(streams), self.settings))
 
     # The start itself: every step waits for its own predecessors, so independent ones overlap.
 
@@ -205,7 +226,7 @@ class Stack:
             info = self.supervisor.info()[step.name]
             if not info.is_up:
                 raise StepError(f"{step.name} ended while starting ({last_line(log)}); see {log}")
-            if info.state == "RUNNING" and step.ready(self.settings):
+            if info.state == "RUNNING" and step.ready(step.settings(self.settings)):
                 return
             if time.monotonic() > deadline:
                 waited_s = self.settings.start_timeout_s
@@ -224,9 +245,13 @@ class Stack:
             pid=info.pid,
             uptime_s=info.uptime_s,
             memory_mb=memory_mb(family),
-            ports=tuple(self.settings.ports[name] for name in step.ports),
+            ports=tuple(step.settings(self.settings).ports[name] for name in step.ports),
             log=str(log_path(self.settings.logs_dir, step.name)),
         )
+
+
+def _programs(steps: Sequence[Step], settings: Settings) -> list[Program]:
+    return [step.program(step.settings(settings)) for step in steps if step.program]
 
 
 def _is_done(step: Step, steps: Sequence[Step], running: set[str]) -> bool:

@@ -151,10 +151,7 @@ class Supervisor:
         """Writes the configuration and starts supervisord as a daemon; it starts no program by itself."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.logs_dir.mkdir(parents=True, exist_ok=True)
-        # Environments hold secrets: the file is the owner's alone before anything is written to it.
-        self.conf.touch(mode=0o600)
-        self.conf.chmod(0o600)
-        self.conf.write_text(render(programs, directory=self.directory, logs_dir=self.logs_dir))
+        self._configure(programs)
         command = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(self.conf)]
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
         if done.returncode or not wait_until(self.is_running, 15):
@@ -162,6 +159,29 @@ class Supervisor:
                 f"supervisord did not start ({(done.stderr + done.stdout).strip() or 'no output'}); "
                 f"see {self.logs_dir / 'supervisord.log'}."
             )
+
+    def reconcile(self, programs: Iterable[Program]) -> None:
+        """Makes these the programs of the running supervisord: others are stopped and removed, new ones known.
+
+        A program that it knows already goes on as it is, with the command it was started by.
+        """
+        wanted = list(programs)
+        names = {program.name for program in wanted}
+        self._configure(wanted)
+        self._call("reloadConfig")
+        known = set(self.info())
+        self.stop(known - names)
+        for name in sorted(known - names):
+            self._call("removeProcessGroup", name)
+        for program in wanted:
+            if program.name not in known:
+                self._call("addProcessGroup", program.name)
+
+    def _configure(self, programs: Iterable[Program]) -> None:
+        # Environments hold secrets: the file is the owner's alone before anything is written to it.
+        self.conf.touch(mode=0o600)
+        self.conf.chmod(0o600)
+        self.conf.write_text(render(programs, directory=self.directory, logs_dir=self.logs_dir))
 
     def environment(self) -> dict[str, str]:
         """What supervisord and everything below it inherit: the caller's variables and the owner's mark."""

@@ -39,8 +39,7 @@ def _shell(name: str, script: str) -> Any:
 
 def _use(monkeypatch: pytest.MonkeyPatch, *steps: Step) -> None:
     """Puts small shell programs in the place of the stack's own."""
-    monkeypatch.setattr(stack_module, "STEPS", steps)
-    monkeypatch.setattr(stack_module, "select", lambda _: list(steps))
+    monkeypatch.setattr(stack_module, "steps_of", lambda _: steps)
 
 
 def test_kafka_comes_up_once_and_goes_down(stack: Stack) -> None:
