@@ -43,5 +43,5 @@ the broker is down. Online reads go on with the streamed tiles, which live for f
     SparkSubmitOperator(
         task_id="finalise",
         outlets=[OFFLINE_FEATURES],
-        **spark_job("offline_features", "--lake", "--bootstrap-servers", "--feature-repo"),
+        **spark_job("offline_features", "--lake", "--bootstrap-servers", "--feature-repo", "--topics-version"),
     )

@@ -1,6 +1,6 @@
 """Airflow on the local stack: its configuration, its secrets, and the commands that the DAGs run.
 
-Imported by the DAGs in Airflow's environment, so it needs the settings and the standard library alone.
+Imported by the DAGs in Airflow's environment, so it needs the settings, the specs and the standard library alone.
 """
 
 import base64
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import LOOPBACK, ROOT, Settings, environment_python, jars_dir, load_settings, search_path
+from infra.streams import saved_streams
 
 USER = "millrace"
 SPARK_CONNECTORS = ("delta", "spark-sql-kafka", "spark-token-provider-kafka", "kafka-clients", "commons-pool2")
@@ -182,6 +183,8 @@ def place(flag: str) -> str:
         "--lake": str(settings.lake_dir),
         "--checkpoints": str(settings.spark_checkpoints_dir),
         "--feature-repo": str(settings.feature_repo_dir),
+        # Read when the task starts, since a task loads its DAG anew.
+        "--topics-version": saved_streams(settings)[0].version,
         "--workspace": str(settings.workspace_dir),
         "--bundles": str(settings.bundles_dir),
         "--tracking-uri": settings.mlflow_uri,

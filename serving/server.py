@@ -84,7 +84,7 @@ class Server:
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
         self._upkeep = Upkeep(
             live=self._live,
-            open_store=self._open_store,
+            open_store=lambda version: open_backend(store_location(config.feature_repo), version),
             bootstrap_servers=kafka,
             topics=config.topics,
             clock_ms=clock_ms,
