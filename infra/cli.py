@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from infra.processes import port_is_free
 from infra.settings import LOOPBACK, SettingsError, load_settings
 from infra.stack import Stack, StackError
+from infra.supervisor import SupervisorError
 
 LOG_LINES = 40
 INTERRUPTED = 130
@@ -107,6 +108,30 @@ def logs(
             _say(f"==> {path}")
             with path.open(errors="replace") as text:
                 _say("".join(deque(text, maxlen=lines)).rstrip("\n"))
+
+
+@app.command()
+def reprocess(
+    keep_old: Annotated[bool, typer.Option(help="Leave the old version's rows and checkpoints.")] = False,
+    retire: Annotated[bool, typer.Option(help="Rebuild nothing; only remove the versions that are not used.")] = False,
+) -> None:
+    """Rebuild the features from Kafka beside the running ones, then switch over; run it again if it is interrupted."""
+    from confluent_kafka import KafkaException
+
+    from features.backends import StoreUnavailableError
+    from infra.reprocess import ReprocessError
+    from infra.reprocess.run import rebuild, retire_unused
+
+    stack = Stack(load_settings())
+    try:
+        if retire:
+            retire_unused(stack, _say)
+        else:
+            rebuild(stack, _say, keep_old=keep_old)
+    except (ReprocessError, StoreUnavailableError, SupervisorError) as error:
+        raise CommandError(str(error)) from None
+    except KafkaException as error:
+        raise CommandError(f"Kafka says: {error}; the running version goes on, so run it again.") from None
 
 
 @app.command()

@@ -1,16 +1,21 @@
 """A real single-node Kafka broker from its jars (KRaft, broker and controller in one), and the project's topics."""
 
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from features.names import Topics
 from features.tiles import FAMILIES
 
 CLUSTER_ID = "MillraceLocalBroker0001"
+ANSWER_S = 30.0
+"""How long a question to the broker may take."""
+Offsets = Mapping[tuple[str, int], int]
+"""The next offset of each (topic, partition)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +123,29 @@ def create_topics(bootstrap_servers: str, topics: Topics, partitions: int = 2) -
             future.result(timeout=30)
         except KafkaException as error:
             raise RuntimeError(f"cannot create the topic {name} on {bootstrap_servers}: {error}") from error
+
+
+# How far somebody has come.
+
+
+def end_offsets(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, int], int]:
+    """The offset that the next record of each partition will have. Raises `KafkaException`."""
+    ends = {}
+    for topic in topics:
+        for partition in consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions:
+            _, ends[topic, partition] = consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=ANSWER_S
+            )
+    return ends
+
+
+def committed_offsets(consumer: Consumer, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """What the consumer's group has committed; a partition without a commit is left out. Raises `KafkaException`."""
+    asked = [TopicPartition(*place) for place in places]
+    found = consumer.committed(asked, timeout=ANSWER_S)
+    return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
+
+
+def records_left(ends: Offsets, reached: Offsets) -> int:
+    """Records between the two; a partition that is not in `reached` counts from its first offset."""
+    return sum(max(end - reached.get(place, 0), 0) for place, end in ends.items())

@@ -26,6 +26,19 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+def free_ports(host: str, count: int, *, besides: Iterable[int] = ()) -> list[int]:
+    """Distinct ports that nothing listens on now and that are none of `besides`."""
+    taken, found = set(besides), list[int]()
+    with contextlib.ExitStack() as probes:
+        while len(found) < count:
+            probe = probes.enter_context(socket.socket())
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+            if port not in taken:
+                found.append(port)
+    return found
+
+
 def port_owner(port: int) -> str:
     """Who listens on a TCP port, as words for an error message."""
     with contextlib.suppress(psutil.Error):

@@ -120,8 +120,11 @@ class Stack:
 
         `start` starts them. Whatever else runs goes on; done again, it changes nothing.
         """
-        save_streams(self.settings, streams)
+        known = self.streams()
+        # Interrupted before the end, the list still has everything that may run.
+        save_streams(self.settings, [*known, *(stream for stream in streams if stream not in known)])
         self.supervisor.reconcile(_programs(steps_of(streams), self.settings))
+        save_streams(self.settings, streams)
 
     def _first_streams(self) -> list[Stream]:
         """What a stack that is not up yet will run: the version that the store names."""

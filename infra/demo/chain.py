@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer
 
 from features.items import Item
 from features.tiles import FAMILIES
@@ -16,6 +16,7 @@ from infra.airflow_client import AirflowClient, now
 from infra.demo import DemoError
 from infra.demo.accounts import account, count_records
 from infra.demo.phases import Phases
+from infra.kafka import committed_offsets, end_offsets, records_left
 from infra.programs import topics
 from infra.settings import Settings
 from infra.stack import Stack
@@ -155,13 +156,7 @@ def group_lag(bootstrap_servers: str, group: str, topic: str) -> int:
     """Records of the topic that the consumer group has not committed yet."""
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": group, "enable.auto.commit": False})
     try:
-        partitions = [
-            TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        ]
-        lag = 0
-        for committed in consumer.committed(partitions, timeout=30):
-            low, high = consumer.get_watermark_offsets(committed, timeout=30)
-            lag += high - max(committed.offset, low)
-        return lag
+        ends = end_offsets(consumer, [topic])
+        return records_left(ends, committed_offsets(consumer, ends))
     finally:
         consumer.close()
