@@ -26,6 +26,8 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("launch",), 2, "No such command"),
         (("up", "redis"), 1, "unknown program redis; allowed: airflow"),
         (("status",), 1, "does not run; start it with millrace up"),
+        (("reprocess", "--nonsense"), 2, "No such option"),
+        (("reprocess", "--retire"), 1, "does not run; start it with millrace up"),
         (("logs", "redis"), 1, "no log of 'redis'"),
         (("logs", "--lines", "0"), 2, "--lines"),
         (("replay",), 2, "Missing argument"),
@@ -83,5 +85,6 @@ def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
 
 def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
     done = _run(tmp_path=tmp_path)
-    for command in ("up", "down", "status", "logs", "doctor", "replay", "features", "ledger", "recommend", "demo"):
+    commands = ("up", "down", "status", "logs", "doctor", "reprocess", "replay", "features", "ledger", "recommend", "demo")
+    for command in commands:
         assert command in done.stdout

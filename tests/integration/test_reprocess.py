@@ -1,0 +1,340 @@
+"""`millrace reprocess` on a real stack (broker, stream jobs, writers): readers see one answer before, during and after.
+
+The tests of a module share one stack and build on one another, since a stream job takes half a minute to start.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import confluent_kafka as kafka
+import numpy as np
+import pytest
+
+from features import specs
+from features.backends import Backend, open_backend
+from features.events import Event, EventType
+from features.names import MS_PER_DAY, Topics
+from features.specs import Entity, features_of
+from features.tile_rows import TileRow
+from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily
+from infra import stack as stack_module
+from infra.programs import topics
+from infra.settings import ROOT, Settings, load_settings
+from infra.stack import Stack
+from infra.streams import saved_streams
+from streaming.producer import Producer
+from streaming.records import record_of
+from tests.conftest import free_port, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+HASH = specs.version()
+PROGRAMS = ["flink", "writer"]
+USERS, ITEMS, EVENTS = 6, 8, 600
+DAY_ROW_AGE_MS = 10 * MS_PER_DAY
+"""Before what the store keeps of streamed tiles: only a day tile speaks of that day."""
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _event(event_id: str, time_ms: int, user_id: str, item: int, kind: EventType = EventType.CLICK) -> Event:
+    return Event(
+        event_id=event_id,
+        event_type=kind,
+        event_time_ms=time_ms,
+        user_id=user_id,
+        item_id=f"i{item}",
+        category=f"c{item % 3}",
+        creator_id=f"k{item % 2}",
+    )
+
+
+def _history(now_ms: int) -> list[Event]:
+    rng = random.Random(3)
+    kinds = (EventType.CLICK, EventType.LIKE, EventType.SHARE, EventType.HIDE, EventType.FOLLOW)
+    return [
+        _event(
+            f"e{number}",
+            now_ms - rng.randrange(2 * MS_PER_DAY),
+            f"u{rng.randrange(USERS)}",
+            rng.randrange(ITEMS),
+            rng.choice(kinds),
+        )
+        for number in range(EVENTS)
+    ]
+
+
+def _send(settings: Settings, events: list[Event]) -> None:
+    with Producer(settings.bootstrap_servers, topics().events, linger_ms=0) as producer:
+        producer.send(record_of(event, event.event_time_ms) for event in events)
+        producer.flush()
+
+
+def _send_day_tiles(settings: Settings, version: str, now_ms: int) -> None:
+    """A day's rows on the tile topics, as batch sends them."""
+    producer = kafka.Producer({"bootstrap.servers": settings.bootstrap_servers})
+    start_ms = (now_ms - DAY_ROW_AGE_MS) // DAY_TILE_MS * DAY_TILE_MS
+    keys = {"user_category": [(f"u{u}", "c1") for u in range(USERS)], "item": [(f"i{i}", "c1", "k1") for i in range(3)]}
+    for family in FAMILIES:
+        for number, values in enumerate(keys[family.name], start=5):
+            key = dict(zip(family.key_fields, values, strict=True)) | {
+                "tile_ms": DAY_TILE_MS,
+                "tile_start_ms": start_ms,
+            }
+            counts = {column.name: number if column.name == "clicks" else 0 for column in family.columns}
+            row = key | {"n": number, "max_event_time_ms": start_ms + number} | counts
+            text = {name: json.dumps(part, separators=(",", ":")) for name, part in (("key", key), ("value", row))}
+            producer.produce(Topics(version=version).tiles(family.name), key=text["key"], value=text["value"])
+    assert producer.flush(30) == 0
+
+
+def _rows(store: Backend, family: TileFamily) -> set[TileRow]:
+    tiles = store.read_tile_rows(family.name, 0)
+    rows = tiles.rows
+    numbers = zip(rows.tile_ms_T, rows.tile_start_T, rows.n_T, tiles.max_event_time_T, strict=True)
+    return {
+        TileRow(tiles.keys[k], *map(int, row), tuple(values))
+        for k, row, values in zip(rows.key_T, numbers, rows.values_TK.tolist(), strict=True)
+    }
+
+
+def _values(store: Backend, instant_ms: int) -> list[object]:
+    """Everything that readers can ask about the history, at one instant."""
+    answer: list[object] = []
+    for user in range(USERS):
+        state = store.read_user(f"u{user}", instant_ms)
+        by_category = dict(zip(state.categories, state.category_features_KF.tolist(), strict=True))
+        sets = (state.history, state.seen, state.hidden, state.followed, state.newest_event_ms)
+        answer.append((state.features_F.tolist(), by_category, *sets))
+    for entity, keys in (
+        (Entity.ITEM, [(f"i{item}",) for item in range(ITEMS)]),
+        (Entity.CATEGORY, [("c0",), ("c1",), ("c2",)]),
+        (Entity.CREATOR, [("k0",), ("k1",)]),
+    ):
+        read = store.read_entity(entity, keys, instant_ms)
+        answer.append((read.values_GF.tolist(), read.newest_event_ms_G.tolist()))
+    return answer
+
+
+def _clicks(store: Backend, user_id: str) -> int:
+    place = [feature.name for feature in features_of(Entity.USER)].index("user_clicks_24h")
+    return int(store.read_user(user_id, _now_ms()).features_F[place])
+
+
+class Watcher(threading.Thread):
+    """A reader that was there before the switch and stays: asks all the time, keeps what it was told."""
+
+    def __init__(self, settings: Settings, ask: Callable[[Backend], object]) -> None:
+        super().__init__(daemon=True)
+        self.answers: list[object] = []
+        self.versions: list[str] = []
+        self._settings = settings
+        self._ask = ask
+        self._done = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with open_backend(self._settings.online_store_url) as store:
+                while not self._done.wait(0.02):
+                    answer = self._ask(store)
+                    if not self.answers or answer != self.answers[-1]:
+                        self.answers.append(answer)
+                    if not self.versions or store.version != self.versions[-1]:
+                        self.versions.append(store.version)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> "Watcher":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join(30)
+
+
+@contextmanager
+def _reprocessing(settings: Settings, log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.cli", "reprocess", *flags],
+            cwd=ROOT,
+            env={**os.environ, **settings.environment(), "PYTHONUNBUFFERED": "1"},
+            stdout=out,
+            stderr=out,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(30)
+
+
+def _reprocess(settings: Settings, log: Path, *flags: str) -> str:
+    with _reprocessing(settings, log, *flags) as process:
+        code = process.wait(400)
+    said = log.read_text()
+    assert code == 0, said
+    return said
+
+
+def _programs(stack: Stack) -> dict[str, str]:
+    return {program.name: program.state for program in stack.status() if program.name != "kafka"}
+
+
+def _seed(stack: Stack, version: str) -> int:
+    """Sends the history and waits until the version has all of it; returns the instant to read at."""
+    settings, now_ms = stack.settings, _now_ms()
+    _send_day_tiles(settings, version, now_ms)
+    _send(settings, _history(now_ms))
+    day_rows = {"user_category": USERS, "item": 3}
+
+    def stored() -> bool:
+        with open_backend(settings.online_store_url, version) as store:
+            seen = sum(len(store.read_user(f"u{user}", now_ms).history) for user in range(USERS))
+            rows = {family.name: _rows(store, family) for family in FAMILIES}
+        counted = {name: sum(row.n for row in of if row.tile_ms != DAY_TILE_MS) for name, of in rows.items()}
+        days = {name: sum(row.tile_ms == DAY_TILE_MS for row in of) for name, of in rows.items()}
+        return counted == dict.fromkeys(counted, EVENTS) and days == day_rows and seen > USERS
+
+    wait_for(stored, "the history in the store", timeout_s=120, every_s=0.5)
+    return now_ms
+
+
+@pytest.fixture(scope="module")
+def stack(free_port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    settings = load_settings(
+        var_dir=tmp_path_factory.mktemp("reprocess") / "var", port_base=free_port_base, kafka_heap_mb=256
+    )
+    with Stack(settings) as running:
+        running.start(lambda _: None, PROGRAMS)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def instant_ms(stack: Stack) -> int:
+    return _seed(stack, HASH)
+
+
+@pytest.fixture
+def before(stack: Stack, instant_ms: int) -> list[object]:
+    with open_backend(stack.settings.online_store_url) as store:
+        return _values(store, instant_ms)
+
+
+def test_killed_half_way_and_run_again(stack: Stack, instant_ms: int, before: list[object], tmp_path: Path) -> None:
+    settings, rebuilt, log = stack.settings, f"{HASH}r2", tmp_path / "log"
+    with Watcher(settings, lambda store: _values(store, instant_ms)) as watcher:
+        with _reprocessing(settings, log) as process:
+            wait_for(lambda: f"flink-{rebuilt}: ready" in log.read_text(), "the new job", timeout_s=120)
+            process.kill()
+        with open_backend(settings.online_store_url) as store:
+            assert store.version == HASH
+        assert _programs(stack)["flink"] == _programs(stack)["writer"] == "RUNNING"
+
+        said = _reprocess(settings, log, "--keep-old")
+        assert f"flink-{rebuilt}: already there" in said
+        assert "9 day tiles copied" in said
+    assert watcher.error is None
+    assert watcher.answers == [before], "a reader was told something else on the way"
+    assert watcher.versions == [HASH, rebuilt]
+    assert _programs(stack) == {f"flink-{rebuilt}": "RUNNING", f"writer-{rebuilt}": "RUNNING"}
+    with (
+        open_backend(settings.online_store_url, HASH) as old,
+        open_backend(settings.online_store_url, rebuilt) as new,
+    ):
+        for family in FAMILIES:
+            assert _rows(new, family) == _rows(old, family) != set()
+        assert _values(new, instant_ms) == _values(old, instant_ms) == before
+    assert (settings.flink_checkpoints_dir / HASH).is_dir(), "--keep-old"
+
+
+def test_under_load_nothing_is_lost_and_the_old_versions_go(
+    stack: Stack, instant_ms: int, before: list[object], tmp_path: Path
+) -> None:
+    settings, rebuilt, sent = stack.settings, f"{HASH}r3", 0
+    with (
+        Watcher(settings, lambda store: _clicks(store, "live")) as watcher,
+        _reprocessing(settings, tmp_path / "log") as process,
+    ):
+        while process.poll() is None:
+            _send(settings, [_event(f"live{sent}-{k}", _now_ms(), "live", k) for k in range(5)])
+            sent += 5
+            time.sleep(0.2)
+        assert process.returncode == 0, (tmp_path / "log").read_text()
+        wait_for(lambda: watcher.answers[-1] == sent, "the last live event", timeout_s=30)
+    assert watcher.error is None
+    counts = [int(str(answer)) for answer in watcher.answers]
+    assert counts == sorted(counts), "a reader saw events vanish at the switch"
+    assert watcher.versions == [f"{HASH}r2", rebuilt]
+    assert {path.name for path in settings.flink_checkpoints_dir.iterdir()} == {rebuilt}
+    with open_backend(settings.online_store_url) as store:
+        assert store.version == rebuilt
+        assert np.array_equal(_values(store, instant_ms)[0], before[0]) or _values(store, instant_ms)[0] == before[0]
+    for version in (HASH, f"{HASH}r2"):
+        with open_backend(settings.online_store_url, version) as store:
+            assert all(not _rows(store, family) for family in FAMILIES)
+            assert store.offsets(Topics(version=version).interactions) == {}
+
+
+def test_the_stack_comes_up_again_with_the_version_in_use(stack: Stack) -> None:
+    rebuilt = f"{HASH}r3"
+    with open_backend(stack.settings.online_store_url) as store:
+        clicks = _clicks(store, "live")
+    stack.stop()
+    stack.start(lambda _: None, PROGRAMS)
+    assert _programs(stack).keys() >= {"flink", "writer"}
+    assert [stream.version for stream in saved_streams(stack.settings)] == [rebuilt]
+    _send(stack.settings, [_event("after", _now_ms(), "live", 0)])
+    with open_backend(stack.settings.online_store_url) as store:
+        wait_for(lambda: _clicks(store, "live") == clicks + 1, "an event after the restart", timeout_s=60)
+
+
+def test_a_refused_checkpoint_is_rebuilt_while_the_stack_is_down(stack: Stack, tmp_path: Path) -> None:
+    settings, rebuilt = stack.settings, f"{HASH}r4"
+    with open_backend(settings.online_store_url) as store:
+        clicks = _clicks(store, "live")
+    stack.stop()
+    (settings.flink_checkpoints_dir / f"{HASH}r3" / "plan").write_text("another plan\n")
+    said = _reprocess(settings, tmp_path / "log")
+    assert f"building {rebuilt} beside {HASH}r3" in said
+    with open_backend(settings.online_store_url) as store:
+        assert (store.version, _clicks(store, "live")) == (rebuilt, clicks)
+
+
+@pytest.mark.soak
+def test_a_changed_definition_is_built_under_its_own_hash(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs has another hash than this code, as after an upgrade."""
+    stack.stop()
+    settings = load_settings(
+        var_dir=tmp_path / "var",
+        port_base=stack.settings.port_base,
+        kafka_heap_mb=256,
+        serving_metrics_port=free_port(),
+    )
+    with Stack(settings) as other:
+        monkeypatch.setattr(stack_module, "version_to_run", lambda _: "0ddba11")
+        other.start(lambda _: None, PROGRAMS)
+        seeded_ms = _seed(other, "0ddba11")
+        said = _reprocess(settings, tmp_path / "log")
+        assert f"day tiles of {HASH} are written by the next run of the offline_features DAG" in said
+        assert "rows and checkpoints of 0ddba11 are deleted" in said
+        assert _programs(other) == {f"flink-{HASH}": "RUNNING", f"writer-{HASH}": "RUNNING"}
+        with open_backend(settings.online_store_url) as store:
+            assert store.version == HASH
+            counted = sum(row.n for row in _rows(store, FAMILIES[1]))
+            assert counted == EVENTS
+            assert len(store.read_user("u0", seeded_ms).history) > 1
+            assert store.version_for("0ddba11") == "0ddba11r2", "its topics are used up"
