@@ -315,3 +315,7 @@ def _interrupt(*_: object) -> None:
 def _fail(sentence: str, code: int) -> None:
     sys.stderr.write(f"millrace: {sentence}\n")
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -50,13 +50,10 @@ class _Rebuild:
         return spec_hash_of(self.old.version) == spec_hash_of(self.new.version)
 
     @property
-    def others(self) -> list[Stream]:
-        """The streams that go on beside the new one: the old, and any that feed readers of other definitions."""
-        return [
-            stream
-            for stream in self.stack.streams()
-            if stream == self.old or spec_hash_of(stream.version) != spec_hash_of(self.new.version)
-        ]
+    def of_other_definitions(self) -> list[Stream]:
+        """What feeds readers whose code has other specs; they cannot read the new version."""
+        wanted = spec_hash_of(self.new.version)
+        return [stream for stream in self.stack.streams() if spec_hash_of(stream.version) != wanted]
 
 
 def rebuild(stack: Stack, say: Progress, *, keep_old: bool = False) -> str:
@@ -74,16 +71,16 @@ def rebuild(stack: Stack, say: Progress, *, keep_old: bool = False) -> str:
         except KeyboardInterrupt:
             say(f"interrupted: {made.new.version} is built on by the stack; run millrace reprocess again to finish")
             raise
-        stop_old = made.same_definitions or not _serves(stack)
-        stack.use_streams([made.new, *([] if stop_old else made.others)])
-        if stop_old and made.same_definitions:
+        feeding = made.of_other_definitions if _serves(stack) else []
+        stack.use_streams([made.new, *feeding])
+        if made.same_definitions:
             _copy_day_tiles(made)  # what batch may have sent to the old topics until now
-        if not stop_old:
+        for stream in feeding:
             say(
-                f"the service still reads {made.old.version}, so that goes on: promote a bundle for "
-                f"{made.new.version}, restart the stack's service, then run millrace reprocess --retire"
+                f"the service may still read {stream.version}, so that goes on: promote a bundle for "
+                f"{made.new.version}, restart the service, then run millrace reprocess --retire"
             )
-        elif not keep_old:
+        if not keep_old:
             _retire(stack, say)
     return made.new.version
 
@@ -153,7 +150,7 @@ def _build(made: _Rebuild) -> None:
     """Starts the new version, lets it catch up, and switches readers to it."""
     stack, new = made.stack, made.new
     servers, version = made.settings.bootstrap_servers, new.version
-    stack.use_streams([*made.others, *([] if new in made.others else [new])])
+    stack.use_streams(_distinct(made.old, *made.of_other_definitions, new))
     stack.start(made.say, [new.named("flink"), new.named("writer")])
     with open_backend(made.settings.online_store_url, version) as store:
         with closing(CatchUp(servers, Topics(version=version), store, made.say)) as catch_up:
@@ -168,6 +165,10 @@ def _build(made: _Rebuild) -> None:
         store.switch(spec_hash_of(version), version)
     made.say(f"readers are switched to {version}")
     time.sleep(FOLLOW_S)
+
+
+def _distinct(*streams: Stream) -> list[Stream]:
+    return list({stream.version: stream for stream in streams}.values())
 
 
 def _copy_day_tiles(made: _Rebuild) -> None:
