@@ -24,6 +24,7 @@ from infra.kafka import BrokerConfig, create_topics, format_broker
 from infra.settings import ROOT, Settings, environment_python, jars_dir
 from infra.streams import Stream
 from infra.supervisor import Program
+from streaming.writer_config import WriterConfig
 
 PROBE_TIMEOUT_S = 2.0
 
@@ -189,6 +190,8 @@ def _writer(stream: Stream, settings: Settings) -> Program:
         "--bootstrap-servers": settings.bootstrap_servers,
         "--feature-repo": str(writer_repo_dir(settings, stream.version)),
         "--topics-version": stream.version,
+        # A group of its own: whoever joins makes the others of its group pause.
+        "--group": stream.named(WriterConfig.group),
         "--metrics-port": str(settings.writer_metrics_port),
     }
     return _python(stream.named("writer"), _module("serve", "streaming.writer", flags))

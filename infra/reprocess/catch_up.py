@@ -36,7 +36,8 @@ class CatchUp:
         self._consumer = Consumer(
             {"bootstrap.servers": bootstrap_servers, "group.id": group, "enable.auto.commit": False, "log_level": 0}
         )
-        self._derived = [topics.interactions, *(topics.tiles(family.name) for family in FAMILIES)]
+        outcomes = (topics.interactions, topics.duplicates, topics.too_late, topics.dead_letters)
+        self._derived = [*outcomes, *(topics.tiles(family.name) for family in FAMILIES)]
 
     def wait(self, check: Callable[[], None]) -> None:
         """Returns when every event of a moment ago is counted and in the store.

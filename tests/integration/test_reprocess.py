@@ -144,7 +144,7 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         try:
             with open_backend(self._settings.online_store_url) as store:
-                while not self._done.wait(0.02):
+                while not self._done.wait(0.1):
                     answer = self._ask(store)
                     if not self.answers or answer != self.answers[-1]:
                         self.answers.append(answer)
@@ -188,7 +188,9 @@ def _reprocess(settings: Settings, log: Path, *flags: str) -> str:
 
 
 def _programs(stack: Stack) -> dict[str, str]:
-    return {program.name: program.state for program in stack.status() if program.name != "kafka"}
+    """Every stream job and writer that the stack has, with its state."""
+    mine = ("flink", "writer")
+    return {program.name: program.state for program in stack.status() if program.name.startswith(mine)}
 
 
 def _seed(stack: Stack, version: str) -> int:
@@ -257,6 +259,7 @@ def test_killed_half_way_and_run_again(stack: Stack, instant_ms: int, before: li
         for family in FAMILIES:
             assert _rows(new, family) == _rows(old, family) != set()
         assert _values(new, instant_ms) == _values(old, instant_ms) == before
+        assert sorted(new.ledger()) == sorted(old.ledger()) != []
     assert (settings.flink_checkpoints_dir / HASH).is_dir(), "--keep-old"
 
 
@@ -271,7 +274,7 @@ def test_under_load_nothing_is_lost_and_the_old_versions_go(
         while process.poll() is None:
             _send(settings, [_event(f"live{sent}-{k}", _now_ms(), "live", k) for k in range(5)])
             sent += 5
-            time.sleep(0.2)
+            time.sleep(0.2)  # the pace of the load
         assert process.returncode == 0, (tmp_path / "log").read_text()
         wait_for(lambda: watcher.answers[-1] == sent, "the last live event", timeout_s=30)
     assert watcher.error is None

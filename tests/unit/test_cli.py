@@ -85,6 +85,18 @@ def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
 
 def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
     done = _run(tmp_path=tmp_path)
-    commands = ("up", "down", "status", "logs", "doctor", "reprocess", "replay", "features", "ledger", "recommend", "demo")
+    commands = (
+        "up",
+        "down",
+        "status",
+        "logs",
+        "doctor",
+        "reprocess",
+        "replay",
+        "features",
+        "ledger",
+        "recommend",
+        "demo",
+    )
     for command in commands:
         assert command in done.stdout
