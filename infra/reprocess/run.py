@@ -66,20 +66,16 @@ def rebuild(stack: Stack, say: Progress, *, keep_old: bool = False) -> str:
         stack.start(say, ["kafka"])
         made = _planned(stack, say)
         say(f"building {made.new.version} beside {made.old.version}, from the first event")
-        try:
-            _build(made)
-        except KeyboardInterrupt:
-            say(f"interrupted: {made.new.version} is built on by the stack; run millrace reprocess again to finish")
-            raise
-        feeding = made.of_other_definitions if _serves(stack) else []
-        stack.use_streams([made.new, *feeding])
-        if made.same_definitions:
-            _copy_day_tiles(made)  # what batch may have sent to the old topics until now
-        for stream in feeding:
-            say(
-                f"the service may still read {stream.version}, so that goes on: promote a bundle for "
-                f"{made.new.version}, restart the service, then run millrace reprocess --retire"
-            )
+        old, new = Topics(version=made.old.version), Topics(version=made.new.version)
+        with closing(DayTileCopy(stack.settings.bootstrap_servers, old, new)) as day_tiles:
+            try:
+                _build(made, day_tiles)
+            except KeyboardInterrupt:
+                say(f"interrupted: {new.version} is built on by the stack; run millrace reprocess again to finish")
+                raise
+            _stop_old(made)
+            if made.same_definitions:
+                say(f"{day_tiles.copy():,} more day tiles copied")  # what batch has sent to the old topics meanwhile
         if not keep_old:
             _retire(stack, say)
     return made.new.version
@@ -146,7 +142,7 @@ def _on_free_ports(settings: Settings, version: str) -> Stream:
     return Stream(version=version, ports=dict(zip(names, ports, strict=True)))
 
 
-def _build(made: _Rebuild) -> None:
+def _build(made: _Rebuild, day_tiles: DayTileCopy) -> None:
     """Starts the new version, lets it catch up, and switches readers to it."""
     stack, new = made.stack, made.new
     servers, version = made.settings.bootstrap_servers, new.version
@@ -155,7 +151,7 @@ def _build(made: _Rebuild) -> None:
     with open_backend(made.settings.online_store_url, version) as store:
         with closing(CatchUp(servers, Topics(version=version), store, made.say)) as catch_up:
             if made.same_definitions:
-                _copy_day_tiles(made)
+                made.say(f"{day_tiles.copy():,} day tiles copied")
             else:
                 made.say(f"day tiles of {version} are written by the next run of the offline_features DAG")
             try:
@@ -171,10 +167,15 @@ def _distinct(*streams: Stream) -> list[Stream]:
     return list({stream.version: stream for stream in streams}.values())
 
 
-def _copy_day_tiles(made: _Rebuild) -> None:
-    old, new = Topics(version=made.old.version), Topics(version=made.new.version)
-    with closing(DayTileCopy(made.settings.bootstrap_servers, old, new)) as day_tiles:
-        made.say(f"{day_tiles.copy():,} day tiles copied")
+def _stop_old(made: _Rebuild) -> None:
+    """Leaves the new stream alone, and what feeds the service where its code may have other definitions."""
+    feeding = made.of_other_definitions if _serves(made.stack) else []
+    made.stack.use_streams([made.new, *feeding])
+    for stream in feeding:
+        made.say(
+            f"the service may still read {stream.version}, so that goes on: promote a bundle for "
+            f"{made.new.version}, restart the service, then run millrace reprocess --retire"
+        )
 
 
 def _check_of(made: _Rebuild) -> Callable[[], None]:
