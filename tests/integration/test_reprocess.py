@@ -31,7 +31,7 @@ from infra.stack import Stack
 from infra.streams import saved_streams
 from streaming.producer import Producer
 from streaming.records import record_of
-from tests.conftest import free_port, wait_for
+from tests.conftest import wait_for
 
 pytestmark = pytest.mark.timeout(600)
 HASH = specs.version()
@@ -322,12 +322,7 @@ def test_a_changed_definition_is_built_under_its_own_hash(
 ) -> None:
     """What runs has another hash than this code, as after an upgrade."""
     stack.stop()
-    settings = load_settings(
-        var_dir=tmp_path / "var",
-        port_base=stack.settings.port_base,
-        kafka_heap_mb=256,
-        serving_metrics_port=free_port(),
-    )
+    settings = load_settings(var_dir=tmp_path / "var", port_base=stack.settings.port_base, kafka_heap_mb=256)
     with Stack(settings) as other:
         monkeypatch.setattr(stack_module, "version_to_run", lambda _: "0ddba11")
         other.start(lambda _: None, PROGRAMS)
