@@ -39,11 +39,17 @@ POLL_S = 0.2
 COMMIT_EVERY_S = 1.0
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 5.0
+RENEW_S = 1.0
+"""Pause before a new consumer takes the place of one that Kafka has fenced."""
 Answer = TypeVar("Answer")
 
 
 class WriterError(RuntimeError):
     """What the writer cannot go on after; its text says what a person must do."""
+
+
+class _FencedError(Exception):
+    """The consumer in use is of no use any more."""
 
 
 class Stopped(Exception):  # noqa: N818  not an error
@@ -73,24 +79,38 @@ class Writer:
 
     def run(self) -> None:
         """Writes until told to stop. Raises `WriterError` at a record that is no row, or offsets that are gone."""
-        consumer = Consumer(_consumer_settings(self._config))
-        consumer.subscribe(self._config.subscribed, on_assign=self._resume, on_revoke=self._release)
         sweeper = threading.Thread(target=self._sweep, name="expiry", daemon=True)
         sweeper.start()
+        try:
+            while not self._stop.is_set():
+                self._consume()
+        except Stopped:
+            logger.warning("stopped while the store was away: the batch in hand is read again at the next start")
+        finally:
+            self._stop.set()
+            sweeper.join()
+            self._store.close()
+
+    def _consume(self) -> None:
+        """Writes with one Kafka consumer until told to stop, or until Kafka has done with it for good.
+
+        A broker that was killed may forget a member and then fence it as a stranger with the same lasting name. A new
+        consumer reads on from the store's offsets.
+        """
+        consumer = Consumer(_consumer_settings(self._config))
+        consumer.subscribe(self._config.subscribed, on_assign=self._resume, on_revoke=self._release)
         try:
             while not self._stop.is_set():
                 messages = self._next_batch(consumer)
                 if messages:
                     self._write(messages)
                 self._report(consumer)
-        except Stopped:
-            logger.warning("stopped while the store was away: the batch in hand is read again at the next start")
+        except _FencedError as error:
+            logger.warning("Kafka has done with this consumer, a new one takes over: %s", error)
+            self._stop.wait(RENEW_S)
         finally:
-            self._stop.set()
             self._commit(consumer, asynchronous=False)
             consumer.close()
-            sweeper.join()
-            self._store.close()
 
     def _next_batch(self, consumer: Consumer) -> list[Message]:
         first = consumer.poll(POLL_S)
@@ -104,8 +124,8 @@ class Writer:
         if error is None:
             return True
         self._metrics.kafka_errors.inc()
-        if error.fatal():
-            raise WriterError(f"Kafka refuses this writer: {error.str()}. Is a second one running with its port?")
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            raise _FencedError(error.str())
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise WriterError(
                 f"cannot read on: {error.str()}. The store's offsets are not those of this topic: if the topic was "
