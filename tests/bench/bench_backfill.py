@@ -67,13 +67,13 @@ def backfill(chain: Chain, lake: Path) -> float:
     log = chain.directory / "offline_features.log"
     began_s = time.monotonic()
     with log.open("wb") as out:
-        done = subprocess.run(
-            [*command, job["application"], *flags], stdout=out, stderr=out, env=env, timeout=LIMIT_S, check=False
-        )
-    taken_s = time.monotonic() - began_s
-    if done.returncode:
-        raise BenchError(f"offline_features ended with {done.returncode}: {' '.join(log.read_text().split()[-60:])}")
-    return taken_s
+        words = [*command, job["application"], *flags]
+        try:
+            subprocess.run(words, stdout=out, stderr=out, env=env, timeout=LIMIT_S, check=True)
+        except subprocess.SubprocessError as error:
+            said = " ".join(log.read_text().split()[-60:])
+            raise BenchError(f"offline_features did not end well within {LIMIT_S:.0f} s: {said}") from error
+    return time.monotonic() - began_s
 
 
 def write_lake(lake: Path, load: Load, events: int) -> None:

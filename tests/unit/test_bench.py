@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from tests.bench.__main__ import run_bench
+from tests.bench.bench_backfill import linearity
 from tests.bench.bench_demo import demo_rows
 from tests.bench.report import BenchError
 
@@ -15,6 +16,11 @@ def test_the_demos_figures_become_rows() -> None:
     assert by_name["event_to_slate_ms_p50"].value is None
     assert (by_name["phase: start"].value, by_name["phase: start"].unit) == (20.0, "s")
     assert by_name["phase: start"].settings == {"data": "movielens", "seed": 7}
+
+
+def test_linearity_is_the_ratio_of_what_an_event_costs_whatever_a_start_costs() -> None:
+    assert linearity([1, 3, 10], [20.0, 40.0, 110.0]) == 1.0
+    assert linearity([1, 3, 10], [20.0, 40.0, 180.0]) == 2.0
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
