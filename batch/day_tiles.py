@@ -77,8 +77,8 @@ def _send(tiles: DataFrame, family: TileFamily, bootstrap_servers: str, topic: s
         f"to_json(struct({', '.join(key)})) AS key", f"to_json(struct({', '.join(value)})) AS value"
     )
     sink = records.write.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
-    for name, value in _PRODUCER.items():
-        sink = sink.option(f"kafka.{name}", value)
+    for name, setting in _PRODUCER.items():
+        sink = sink.option(f"kafka.{name}", setting)
     sink.option("topic", topic).save()
 
 

@@ -24,6 +24,9 @@ from features.names import Topics
 from features.specs import Entity
 from features.tiles import DAY_TILE_MS, FAMILIES, tile_start
 
+SHUFFLE_PARTITIONS = 32
+"""A month of ten million events is grouped within the driver's gigabyte; what is small is merged again."""
+
 
 class OfflineError(RuntimeError):
     """The offline features cannot be made or materialised."""
@@ -102,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         now_ms=now_ms,
     )
     try:
-        report = run_offline_features(open_session("offline_features"), run)
+        report = run_offline_features(open_session("offline_features", SHUFFLE_PARTITIONS), run)
         if given.feature_repo is not None:
             materialize(given.feature_repo, now_ms)
         write_report(report, given.report)
