@@ -81,6 +81,7 @@ class Server:
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka = config.bootstrap_servers
         self._users = UserReader(self._open_store, perf_counter)
+        self._users.open_ahead()
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
         self._upkeep = Upkeep(
             live=self._live,

@@ -53,6 +53,25 @@ def test_a_failing_store_is_left_alone_and_then_asked_again(store: Backend) -> N
     users.close()
 
 
+def test_a_store_is_opened_ahead_and_no_request_waits_for_it(store: Backend) -> None:
+    release, opened = Event(), Event()
+
+    def open_store() -> Backend:
+        release.wait(30)
+        opened.set()
+        return store
+
+    users = UserReader(open_store, Clock())
+    users.open_ahead()
+    for _ in range(2):
+        with pytest.raises(UserReadError, match="did not answer within 5 ms"):
+            users.read("u", START_MS, 5)
+    release.set()
+    assert opened.wait(10), "nobody has to ask"
+    assert users.read("u", START_MS, 1_000).user_id == "u"
+    users.close()
+
+
 def test_a_store_that_hangs_costs_the_limit_and_bounded_threads(
     store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
