@@ -274,7 +274,7 @@ def test_kill_9_of_every_part_in_turn_and_together_changes_nothing(tmp_path: Pat
 
 
 def test_the_embedded_store_loses_nothing_when_job_and_writer_are_killed(tmp_path: Path) -> None:
-    records = stream(random.Random(29), RECORDS // 3)
+    records = stream(random.Random(29), RECORDS)
     with open_chain(tmp_path, "sqlite") as chain:
         with load(chain, records) as sent:
             chain.wait_for_progress()
