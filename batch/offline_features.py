@@ -25,7 +25,7 @@ from features.specs import Entity
 from features.tiles import DAY_TILE_MS, FAMILIES, tile_start
 
 SHUFFLE_PARTITIONS = 32
-"""A month of ten million events is grouped within the driver's gigabyte; what is small is merged again."""
+"""More than the default, so that a large month is grouped in small parts; what is small is merged again."""
 
 
 class OfflineError(RuntimeError):

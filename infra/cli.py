@@ -210,6 +210,8 @@ def features(
 @app.command()
 def ledger() -> None:
     """Show what became of every record of the events topic; exit 1 unless each has exactly one outcome."""
+    from confluent_kafka import KafkaException
+
     from features.backends import StoreUnavailableError, open_backend
     from features.repo import FeatureRepoError, store_location
     from infra.accounts import read_accounts
@@ -223,6 +225,8 @@ def ledger() -> None:
             accounts = read_accounts(backend, settings.bootstrap_servers, topics().events)
     except (FeatureRepoError, StoreUnavailableError) as error:
         raise CommandError(str(error)) from None
+    except KafkaException as error:
+        raise CommandError(f"Kafka says: {error}; see millrace logs kafka.") from None
     console.print(ledger_view(accounts))
     if not all(account.balances for account in accounts):
         raise CommandError("not every record has exactly one outcome yet; if this stays so, records were lost.")

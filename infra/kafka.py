@@ -12,6 +12,7 @@ from features.names import Topics
 from features.tiles import FAMILIES
 
 CLUSTER_ID = "MillraceLocalBroker0001"
+PROBE_S = 2.0
 ANSWER_S = 30.0
 """How long a question to the broker may take."""
 Offsets = Mapping[tuple[str, int], int]
@@ -128,15 +129,28 @@ def create_topics(bootstrap_servers: str, topics: Topics, partitions: int = 2) -
 # How far somebody has come.
 
 
+def broker_answers(bootstrap_servers: str) -> bool:
+    """Whether a broker answers within `PROBE_S`."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    try:
+        return bool(admin.list_topics(timeout=PROBE_S).brokers)
+    except KafkaException:
+        return False
+
+
+def topic_spans(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, int], tuple[int, int]]:
+    """The first offset of each partition, and the one that its next record will have. Raises `KafkaException`."""
+    places = [
+        (topic, partition)
+        for topic in topics
+        for partition in consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions
+    ]
+    return {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ANSWER_S) for place in places}
+
+
 def end_offsets(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, int], int]:
     """The offset that the next record of each partition will have. Raises `KafkaException`."""
-    ends = {}
-    for topic in topics:
-        for partition in consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions:
-            _, ends[topic, partition] = consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=ANSWER_S
-            )
-    return ends
+    return {place: end for place, (_, end) in topic_spans(consumer, topics).items()}
 
 
 def committed_offsets(consumer: Consumer, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:

@@ -12,15 +12,13 @@ from pathlib import Path
 import grpc
 import httpx
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features import specs
 from features.names import LakeTables, Topics
-from features.repo import FeatureRepo, write_repo
 from infra.airflow import SPARK_POOL, airflow_environment
 from infra.airflow_client import AirflowClient
-from infra.kafka import BrokerConfig, create_topics, format_broker
+from infra.kafka import BrokerConfig, broker_answers, create_topics, format_broker
 from infra.settings import ROOT, Settings, environment_python, jars_dir
 from infra.streams import Stream
 from infra.supervisor import Program
@@ -118,12 +116,8 @@ def _kafka(settings: Settings) -> Program:
     return Program(name="kafka", command=broker_config(settings).command, directory=ROOT, stop_wait_s=15)
 
 
-def _broker_answers(settings: Settings) -> bool:
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
-    try:
-        return bool(admin.list_topics(timeout=PROBE_TIMEOUT_S).brokers)
-    except KafkaException:
-        return False
+def _kafka_answers(settings: Settings) -> bool:
+    return broker_answers(settings.bootstrap_servers)
 
 
 def _create_topics(streams: Sequence[Stream], context: Context) -> None:
@@ -138,29 +132,14 @@ def _create_topics(streams: Sequence[Stream], context: Context) -> None:
 # Features: the stream job, the writer, Feast's repository.
 
 
-def _offline_root(settings: Settings) -> Path:
-    return settings.lake_dir / LakeTables.offline_features
-
-
 def _feature_repo(context: Context) -> None:
     settings = context.settings
     flags = {
         "--dir": str(settings.feature_repo_dir),
         "--store": settings.online_store_url,
-        "--offline-root": str(_offline_root(settings)),
+        "--offline-root": str(settings.lake_dir / LakeTables.offline_features),
     }
     context.run("feature-repo", _module("serve", "features.repo", flags))
-
-
-def writer_repo_dir(settings: Settings, version: str) -> Path:
-    """The feature repo of one version's writer: it writes that version, whichever one readers use."""
-    return settings.var_dir / "writers" / version
-
-
-def _writer_repo(stream: Stream, context: Context) -> None:
-    settings, location = context.settings, f"{context.settings.online_store_url}#{stream.version}"
-    directory = writer_repo_dir(settings, stream.version)
-    write_repo(FeatureRepo(directory=directory, location=location, offline_root=_offline_root(settings)))
 
 
 def _flink(stream: Stream, settings: Settings) -> Program:
@@ -188,7 +167,7 @@ def _flink_runs(settings: Settings) -> bool:
 def _writer(stream: Stream, settings: Settings) -> Program:
     flags = {
         "--bootstrap-servers": settings.bootstrap_servers,
-        "--feature-repo": str(writer_repo_dir(settings, stream.version)),
+        "--feature-repo": str(settings.feature_repo_dir),
         "--topics-version": stream.version,
         # A group of its own: whoever joins makes the others of its group pause.
         "--group": stream.named(WriterConfig.group),
@@ -309,7 +288,6 @@ def _stream_steps(stream: Stream) -> tuple[Step, Step]:
         name=stream.named("writer"),
         role="writer",
         after=("topics", "feature-repo"),
-        prepare=partial(_writer_repo, stream),
         program=partial(_writer, stream),
         ready=_writer_answers,
         ports=("writer_metrics_port",),
@@ -325,7 +303,7 @@ def steps_of(streams: Sequence[Stream]) -> tuple[Step, ...]:
             name="kafka",
             prepare=_prepare_kafka,
             program=_kafka,
-            ready=_broker_answers,
+            ready=_kafka_answers,
             ports=("kafka_port", "kafka_controller_port"),
         ),
         Step(name="topics", after=("kafka",), prepare=partial(_create_topics, streams)),

@@ -41,7 +41,7 @@ class JobCollector(Collector):
 
     def _source(self, job: str) -> Iterator[Metric]:
         vertices = self._get(f"/jobs/{job}")["vertices"]
-        source = next(vertex["id"] for vertex in vertices if "KafkaSource" in vertex["name"])
+        (source,) = [vertex["id"] for vertex in vertices if "KafkaSource" in vertex["name"]]
         path = f"/jobs/{job}/vertices/{source}/metrics"
         # Subtasks come as `0.Source__KafkaSource….pendingRecords`.
         wanted = {

@@ -334,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     fixed_ms = config.fixed_now_ms
     now_ms = wall_clock_ms if fixed_ms is None else (lambda: fixed_ms)
     try:
-        Writer(config, lambda: open_backend(location), now_ms, metrics, stop).run()
+        Writer(config, lambda: open_backend(location, config.topics.version), now_ms, metrics, stop).run()
     except Stopped:
         return 0
     except (WriterError, BackendError) as error:

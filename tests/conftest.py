@@ -102,9 +102,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a real broker that lives for the session, without topics."""
-    from confluent_kafka.admin import AdminClient
-
-    from infra.kafka import BrokerConfig, format_broker
+    from infra.kafka import BrokerConfig, broker_answers, format_broker
 
     data_dir = tmp_path_factory.mktemp("kafka")
     config = BrokerConfig(
@@ -112,15 +110,10 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     format_broker(config)
     with running(config.command, data_dir / "broker.log"):
-        admin = AdminClient({"bootstrap.servers": config.bootstrap_servers, "log_level": 0})
-
-        def answers() -> bool:
-            try:
-                return bool(admin.list_topics(timeout=2).brokers)
-            except Exception:  # the client raises KafkaException until the broker listens
-                return False
-
-        wait_for(answers, f"the broker on {config.bootstrap_servers}; see {data_dir}/broker.log")
+        wait_for(
+            lambda: broker_answers(config.bootstrap_servers),
+            f"the broker on {config.bootstrap_servers}; see {data_dir}/broker.log",
+        )
         yield config.bootstrap_servers
 
 
@@ -129,7 +122,7 @@ def topics(kafka_broker: str, request: pytest.FixtureRequest) -> Topics:
     """Fresh topics of one test on the shared broker, each name prefixed with the test's own."""
     from infra.kafka import create_topics
 
-    own = f"{specs.version()}-{abs(hash(request.node.nodeid)):x}"
+    own = f"{specs.version()}x{abs(hash(request.node.nodeid)):x}"
     names = Topics(version=own, events=f"events.{own}", items=f"items.{own}", slates=f"slates.{own}")
     create_topics(kafka_broker, names)
     return names

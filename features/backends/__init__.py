@@ -8,14 +8,10 @@ __all__ = ["Backend", "BackendError", "Document", "EntityValues", "Offsets", "St
 def open_backend(location: str, version: str | None = None) -> Backend:
     """Opens the store at a `redis://`, `rediss://` or `unix://` URL, or else at the path of an SQLite file.
 
-    `version` pins the version of the features whose rows are read and written, and so does `#VERSION` at the
-    location's end, for processes that are only told where the store is. Without either the backend follows the
+    `version` pins the version of the features whose rows are read and written. Without it the backend follows the
     version that the store names for this code's specs (`features.backends.following`). Raises
     `StoreUnavailableError` when the store does not answer.
     """
-    place, _, pinned = location.rpartition("#")
-    if place and pinned.isalnum():
-        location, version = place, version or pinned
     if version is not None:
         return _open_pinned(location, version)
     from features.backends.following import FollowingBackend

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 
 from features.names import LakeTables, Topics
 from features.tiles import DAY_TILE_MS, USER_CATEGORY_TILES
-from infra.accounts import topic_spans
+from infra.kafka import topic_spans
 from streaming.records import Ledger
 
 
@@ -47,7 +47,11 @@ def _table(lake_dir: Path, name: str, columns: list[str]) -> pa.Table:
 
 def count_records(bootstrap_servers: str, topic: str) -> int:
     """Records of a topic that is never compacted, from its offsets."""
-    return sum(end - first for first, end in topic_spans(bootstrap_servers, topic).values())
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "millrace-accounts"})
+    try:
+        return sum(end - first for first, end in topic_spans(consumer, [topic]).values())
+    finally:
+        consumer.close()
 
 
 def count_in_tiles(bootstrap_servers: str, topics: Topics) -> int:
@@ -64,9 +68,9 @@ def _read_all(bootstrap_servers: str, topic: str) -> Iterator[tuple[bytes, bytes
     config = {"bootstrap.servers": bootstrap_servers, "group.id": "millrace-accounts", "enable.auto.commit": False}
     consumer = Consumer({**config, "auto.offset.reset": "earliest", "enable.partition.eof": False})
     try:
-        spans = topic_spans(bootstrap_servers, topic)
-        consumer.assign([TopicPartition(topic, partition, first) for partition, (first, _) in spans.items()])
-        unread = {partition: end for partition, (first, end) in spans.items() if end > first}
+        spans = topic_spans(consumer, [topic])
+        consumer.assign([TopicPartition(*place, first) for place, (first, _) in spans.items()])
+        unread = {partition: end for (_, partition), (first, end) in spans.items() if end > first}
         while unread:
             for message in consumer.consume(10_000, timeout=5.0):
                 key, value = message.key(), message.value()

@@ -16,7 +16,7 @@ from features.backends import open_backend
 from features.backends.following import RECHECK_S
 from features.names import Topics
 from infra.processes import free_ports
-from infra.programs import last_line, writer_repo_dir
+from infra.programs import last_line
 from infra.reprocess import ReprocessError
 from infra.reprocess.catch_up import CatchUp, StalledError
 from infra.reprocess.choice import next_generation, spec_hash_of, version_to_build
@@ -209,6 +209,5 @@ def _retire(stack: Stack, say: Progress) -> None:
                 # Its topics hold rows already: whoever comes back to these definitions starts with new ones.
                 store.switch(spec_hash_of(version), next_generation(version))
             store.drop_tiles()
-        shutil.rmtree(writer_repo_dir(settings, version), ignore_errors=True)
         shutil.rmtree(directory)  # last: what is left of a version is found by it
         say(f"rows and checkpoints of {version} are deleted")

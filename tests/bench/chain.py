@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer
 
 from features import specs
 from features.names import Topics
 from features.repo import FeatureRepo, apply_repo, write_repo
-from infra.kafka import BrokerConfig, create_topics, format_broker
+from infra.kafka import BrokerConfig, broker_answers, create_topics, end_offsets, format_broker
 from infra.settings import ROOT, environment_python, jars_dir, load_settings
 from tests.bench.report import BenchError
 from tests.conftest import free_port, running
@@ -70,8 +69,7 @@ class Chain:
     def end_offset(self, topic: str) -> int:
         """How many records the topic's partitions have got, all together."""
         with _consumer(self.bootstrap_servers) as consumer:
-            places = [TopicPartition(topic, number) for number in consumer.list_topics(topic).topics[topic].partitions]
-            return sum(consumer.get_watermark_offsets(place, timeout=10)[1] for place in places)
+            return sum(end_offsets(consumer, [topic]).values())
 
     def cpu_s(self, name: str) -> float:
         """Processor time of a program and all below it so far."""
@@ -110,7 +108,7 @@ def open_chain() -> Iterator[Chain]:
             format_broker(broker)
             chain = Chain(directory=directory, broker=broker, topics=Topics(version=specs.version()), stack=stack)
             chain.start("kafka", broker.command)
-            wait_until(lambda: _answers(broker.bootstrap_servers), READY_S, "the broker", chain)
+            wait_until(lambda: broker_answers(broker.bootstrap_servers), READY_S, "the broker", chain)
             create_topics(broker.bootstrap_servers, chain.topics, load_settings().topic_partitions)
             yield chain
     finally:
@@ -131,15 +129,6 @@ def _var() -> Path:
     directory = ROOT / "var" / "bench"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def _answers(bootstrap_servers: str) -> bool:
-    try:
-        return bool(
-            AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0}).list_topics(timeout=2).brokers
-        )
-    except KafkaException:
-        return False
 
 
 @contextmanager

@@ -10,22 +10,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 
 from features.backends import Backend, StoreUnavailableError, open_backend
-from features.events import Event, EventType
-from features.ledger import Outcome, accounts
+from features.events import Event
+from features.ledger import Outcome
 from features.names import MS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE, Topics
 from features.repo import FeatureRepo, write_repo
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tiles import FAMILIES
-from infra.accounts import topic_spans
-from infra.kafka import BrokerConfig, create_topics, format_broker
+from infra.accounts import read_accounts
+from infra.kafka import BrokerConfig, broker_answers, create_topics, end_offsets, format_broker
 from tests.conftest import JARS, ROOT, free_port, running, wait_for
+from tests.oracles.keyed_sets import assert_sets_are_those_of
 from tests.oracles.stream import BASE_MS, Record, as_window_events, judge, stream
 from tests.oracles.windows import window_value
 
@@ -34,7 +35,6 @@ PER_S = 40
 """Slow enough to last through all outages; what is left then is sent at once."""
 NOW_MS = BASE_MS + RECORDS * 700
 INSTANTS_MS = [NOW_MS + later_ms for later_ms in (0, 10 * MS_PER_MINUTE, MS_PER_HOUR, 2 * MS_PER_DAY)]
-HISTORY, SEEN = 100, 1_000
 
 
 class Part:
@@ -74,8 +74,7 @@ class Chain:
         self.topics = Topics(version="recovery")
         self.location = f"redis://127.0.0.1:{ports['redis']}/0" if store == "redis" else str(directory / "online.db")
         repo = directory / "repo"
-        pinned = f"{self.location}#{self.topics.version}"
-        write_repo(FeatureRepo(directory=repo, location=pinned, offline_root=directory / "offline"))
+        write_repo(FeatureRepo(directory=repo, location=self.location, offline_root=directory / "offline"))
         servers = ["--bootstrap-servers", self.broker.bootstrap_servers, "--topics-version", self.topics.version]
         flink = [str(ROOT / ".venv/stream/bin/python"), "-m", "streaming.job", *servers]
         flink += ["--checkpoint-dir", str(directory / "checkpoints"), "--jars-dir", str(JARS / "flink")]
@@ -129,20 +128,13 @@ def open_chain(directory: Path, store: str) -> Iterator[Chain]:
         if store == "redis":
             chain.start("store")
         chain.start("broker")
-        wait_for(lambda: _create_topics(chain), "the broker", 60)
+        wait_for(lambda: broker_answers(chain.broker.bootstrap_servers), "the broker", 60)
+        create_topics(chain.broker.bootstrap_servers, chain.topics)
         chain.start("flink", "writer")
         yield chain
     finally:
         for part in chain.parts.values():
             part.end()
-
-
-def _create_topics(chain: Chain) -> bool:
-    try:
-        create_topics(chain.broker.bootstrap_servers, chain.topics)
-    except Exception:  # the client raises KafkaException until the broker listens
-        return False
-    return True
 
 
 @contextmanager
@@ -192,9 +184,14 @@ def assert_exact(chain: Chain, records: list[Record]) -> None:
     assert all(len(record.place) == 1 for record in records), "each was acknowledged once"
     expected = judge(records)
     with open_backend(chain.location, chain.topics.version) as store:
-        spans = topic_spans(chain.broker.bootstrap_servers, chain.topics.events)
-        wait_for(lambda: all(a.balances for a in accounts(store.ledger(), spans)), "an outcome of every record", 120)
-        totals = accounts(store.ledger(), spans)
+        servers, topic = chain.broker.bootstrap_servers, chain.topics.events
+
+        def balances() -> bool:
+            chain.tend()
+            return all(account.balances for account in read_accounts(store, servers, topic))
+
+        wait_for(balances, "an outcome of every record", 120, every_s=0.5)
+        totals = read_accounts(store, servers, topic)
         wanted = {
             Outcome.COUNTED: len(expected.counted),
             Outcome.DUPLICATE: len(expected.duplicates),
@@ -206,17 +203,15 @@ def assert_exact(chain: Chain, records: list[Record]) -> None:
         for instant_ms in INSTANTS_MS:
             for entity in Entity:
                 _compare_windows(store, entity, expected.counted, instant_ms)
-        _compare_sets(store, expected.counted)
+        users = {event.user_id for event in expected.counted}
+        assert_sets_are_those_of(store, users, expected.counted, NOW_MS)
 
 
 def _all_written(chain: Chain, store: Backend) -> bool:
     topics = [chain.topics.interactions, *(chain.topics.tiles(family.name) for family in FAMILIES)]
-    servers = chain.broker.bootstrap_servers
-    return all(
-        store.offsets(topic).get(partition, 0) == end
-        for topic in topics
-        for partition, (_, end) in topic_spans(servers, topic).items()
-    )
+    with closing(Consumer({"bootstrap.servers": chain.broker.bootstrap_servers, "group.id": "recovery"})) as consumer:
+        ends = end_offsets(consumer, topics)
+    return all(store.offsets(topic).get(partition, 0) == end for (topic, partition), end in ends.items())
 
 
 def _compare_windows(store: Backend, entity: Entity, events: list[Event], instant_ms: int) -> None:
@@ -231,29 +226,6 @@ def _compare_windows(store: Backend, entity: Entity, events: list[Event], instan
                 assert value == wanted, (key, feature.name, instant_ms)
             else:
                 assert value == pytest.approx(wanted, rel=1e-9), (key, feature.name, instant_ms)
-
-
-def _compare_sets(store: Backend, events: list[Event]) -> None:
-    for user_id in {event.user_id for event in events}:
-        own = sorted(
-            (event for event in events if event.user_id == user_id),
-            key=lambda event: (event.event_time_ms, event.event_id),
-            reverse=True,
-        )
-        state = store.read_user(user_id, NOW_MS)
-        kept = [event.event_id for event in own if event.event_type is not EventType.IMPRESSION]
-        assert [row.event_id for row in state.history] == kept[:HISTORY]
-        assert set(state.seen) == {event.item_id for event in own}
-        assert state.hidden == _standing(own, EventType.HIDE, EventType.UNHIDE, "item_id")
-        assert state.followed == _standing(own, EventType.FOLLOW, EventType.UNFOLLOW, "creator_id")
-
-
-def _standing(newest_first: list[Event], act: EventType, undoing: EventType, field: str) -> set[str]:
-    decided: dict[str, EventType] = {}
-    for event in newest_first:
-        if event.event_type in (act, undoing):
-            decided.setdefault(getattr(event, field), event.event_type)
-    return {target for target, last in decided.items() if last is act}
 
 
 def test_kill_9_of_every_part_in_turn_and_together_changes_nothing(tmp_path: Path) -> None:

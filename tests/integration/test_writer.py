@@ -24,6 +24,7 @@ from features.tile_rows import TileRow, family_named
 from features.tiles import DAY_TILE_MS, FAMILIES
 from features.user_state import Interaction
 from tests.conftest import ROOT, free_port, running, wait_for
+from tests.oracles.keyed_sets import assert_sets_are_those_of
 
 NOW_MS = 1_800_000_034_567
 PARTITIONS = 2
@@ -96,24 +97,7 @@ class Stream:
         (account,) = accounts(store.ledger(), {0: (0, counted)})
         assert account.balances
         assert account.outcomes[Outcome.COUNTED] == counted
-        for user_id in USERS:
-            own = [row for row in self.interactions if row.user_id == user_id]
-            newest = sorted(own, key=lambda row: (row.event_time_ms, row.event_id), reverse=True)
-            state = store.read_user(user_id, NOW_MS)
-            kept = [row for row in newest if row.event_type is not EventType.IMPRESSION][:100]
-            assert list(state.history) == kept
-            assert set(state.seen) == {row.item_id for row in own}
-            assert state.hidden == standing(newest, EventType.HIDE, EventType.UNHIDE, "item_id")
-            assert state.followed == standing(newest, EventType.FOLLOW, EventType.UNFOLLOW, "creator_id")
-
-
-def standing(newest: list[Interaction], act: EventType, undoing: EventType, field: str) -> set[str]:
-    """Targets whose newest decision is the act: `newest` stands newest first."""
-    decided: dict[str, EventType] = {}
-    for row in newest:
-        if row.event_type in (act, undoing):
-            decided.setdefault(getattr(row, field), row.event_type)
-    return {target for target, last in decided.items() if last is act}
+        assert_sets_are_those_of(store, USERS, self.interactions, NOW_MS)
 
 
 def tile_json(family_name: str, row: TileRow) -> bytes:
@@ -195,7 +179,7 @@ def test_killed_writer_leaves_no_hole_and_counts_nothing_twice(
     repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
     # The same port, hence the same member of the group, as when a supervisor restarts it.
     same_port = free_port()
-    with open_backend(str(tmp_path / "online.db")) as store:
+    with open_backend(str(tmp_path / "online.db"), topics.version) as store:
         stream.produce(kafka_broker, topics, slice(0, 3_000))
         for _ in range(2):
             before = sum(store.offsets(topics.interactions).values())
@@ -218,7 +202,11 @@ def test_two_writers_of_one_group_share_the_work(
 ) -> None:
     stream = Stream(seed=2, tiles=3_000, interactions=3_000)
     repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
-    with open_backend(str(tmp_path / "online.db")) as store, start(repo) as (_, first), start(repo) as (_, second):
+    with (
+        open_backend(str(tmp_path / "online.db"), topics.version) as store,
+        start(repo) as (_, first),
+        start(repo) as (_, second),
+    ):
         stream.produce(kafka_broker, topics, slice(0, 1_000))
         for port in (first, second):
             wait_for(lambda p=port: metric(p, "millrace_writer_partitions") > 0, "both to read")
@@ -244,7 +232,7 @@ def test_every_outcome_is_accounted_for_and_shown(
     producer.produce(topics.duplicates, json.dumps({"event_id": "e", "partition": 1, "offset": 5}))
     assert producer.flush(30) == 0
     repo = make_repo(tmp_path / "repo", str(tmp_path / "online.db"))
-    with open_backend(str(tmp_path / "online.db")) as store, start(repo) as (_, port):
+    with open_backend(str(tmp_path / "online.db"), topics.version) as store, start(repo) as (_, port):
         wait_for(lambda: metric(port, "millrace_stream_outcomes_total") == 6, "all records", 30)
         (account,) = accounts(store.ledger(), {1: (0, 6)})
         assert account.outcomes == {
@@ -286,7 +274,7 @@ def test_writer_keeps_its_place_while_the_store_is_away(
         wait_for(lambda: metric(port, "millrace_writer_store_errors_total") > away, "the writer to miss it again")
         with redis_server():
             wait_for(lambda: metric(port, "millrace_writer_store_up"), "the writer to find it again")
-            with open_backend(url) as store:
+            with open_backend(url, topics.version) as store:
                 wait_until_stored(store, kafka_broker, topics)
                 stream.assert_stored_exactly(store)
             assert process.poll() is None
@@ -304,7 +292,7 @@ def test_record_that_is_no_row_stops_the_writer_at_its_offset(
     log = (tmp_path / "writer.log").read_text()
     assert f"{topic} partition 1 offset 0 is no row of this version" in log
     assert "Traceback" not in log
-    with open_backend(str(tmp_path / "online.db")) as store:
+    with open_backend(str(tmp_path / "online.db"), topics.version) as store:
         assert store.offsets(topic) == {}
 
 
@@ -318,7 +306,7 @@ def test_tombstones_and_expired_tiles_are_counted_and_passed(
     producer.produce(topics.tiles("item"), key=b"k", value=None, partition=0)
     assert producer.flush(30) == 0
     with (
-        open_backend(str(tmp_path / "online.db")) as store,
+        open_backend(str(tmp_path / "online.db"), topics.version) as store,
         start(make_repo(tmp_path / "repo", str(tmp_path / "online.db"))) as (_, port),
     ):
         wait_for(lambda: store.offsets(topics.tiles("item")) == {0: 2}, "the records to be passed")
@@ -333,7 +321,7 @@ def test_row_is_readable_soon(kafka_broker: str, topics: Topics, tmp_path: Path,
     took_ms = []
     start_ms = NOW_MS - NOW_MS % family.tile_ms
     with (
-        open_backend(str(tmp_path / "online.db")) as store,
+        open_backend(str(tmp_path / "online.db"), topics.version) as store,
         start(make_repo(tmp_path / "repo", str(tmp_path / "online.db"))),
     ):
         for n in range(1, 41):

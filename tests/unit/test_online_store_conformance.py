@@ -456,7 +456,7 @@ class TestVersions:
         self.write(rebuilt, 2)
         store.switch(version, f"{version}r2")
         assert self.clicks_read(store) == {1}
-        with open_backend(f"{location}#{version}") as pinned:
+        with open_backend(location, version) as pinned:
             assert self.clicks_read(pinned) == {1}
         with open_backend(location) as reader:
             assert self.clicks_read(reader) == {2}

@@ -42,12 +42,12 @@ def test_two_versions_run_side_by_side(settings: Settings) -> None:
     for name, version, port in (("flink", "aa", settings.flink_rest_port), ("flink-aar2", "aar2", 41_001)):
         flags = dict(zip(programs[name].command[3::2], programs[name].command[4::2], strict=True))
         assert (programs[name].name, flags["--topics-version"], flags["--rest-port"]) == (name, version, str(port))
-    repos = set()
+    groups = set()
     for name, version, port in (("writer", "aa", settings.writer_metrics_port), ("writer-aar2", "aar2", 41_002)):
         flags = dict(zip(programs[name].command[3::2], programs[name].command[4::2], strict=True))
         assert (programs[name].name, flags["--topics-version"], flags["--metrics-port"]) == (name, version, str(port))
-        repos.add(flags["--feature-repo"])
-    assert len(repos) == 2, "each writer is pinned to its version"
+        groups.add(flags["--group"])
+    assert len(groups) == 2, "each writer has a consumer group of its own"
 
 
 def test_a_program_is_known_by_its_role_too() -> None:
