@@ -36,13 +36,23 @@ def count_days(events: DataFrame, family: TileFamily) -> DataFrame:
 
 
 def refresh_days(
-    spark: SparkSession, lake: Path, family: TileFamily, now_ms: int, bootstrap_servers: str, topic: str
+    spark: SparkSession,
+    lake: Path,
+    family: TileFamily,
+    now_ms: int,
+    bootstrap_servers: str,
+    topic: str,
+    *,
+    every_day: bool = False,
 ) -> dict[str, object]:
-    """Counts, sends and stores the days that changed. Returns the table's path, the days and the number of rows."""
+    """Counts, sends and stores the days that changed, or all of them for a topic that may lack what did not change.
+
+    Returns the table's path, the days and the number of rows.
+    """
     table = f"{TABLES.day_tiles}/{family.name}"
     past = f"event_time_ms < {tile_start(now_ms, DAY_TILE_MS)}"
     events = read_table(spark, lake, TABLES.silver_events).where(past)
-    days = _changed_days(spark, lake, table, events)
+    days = _days(spark, lake, table, events, every_day=every_day)
     rows = 0
     if days:
         dates = ", ".join(f"DATE'{day}'" for day in days)
@@ -56,10 +66,10 @@ def refresh_days(
     return {"table": table, "days": days, "rows": rows}
 
 
-def _changed_days(spark: SparkSession, lake: Path, table: str, events: DataFrame) -> list[str]:
+def _days(spark: SparkSession, lake: Path, table: str, events: DataFrame, *, every_day: bool) -> list[str]:
     happened = {str(row["day"]): row["n"] for row in _per_day(events, "count(*)")}
     counted = {}
-    if DeltaLog.is_deltatable(str(lake / table)):
+    if DeltaLog.is_deltatable(str(lake / table)) and not every_day:
         tiles = read_table(spark, lake, table).where(f"spec_version = '{specs.version()}'")
         counted = {str(row["day"]): row["n"] for row in _per_day(tiles, "sum(n)")}
     return sorted(day for day, n in happened.items() if counted.get(day) != n)
@@ -76,6 +86,11 @@ def _send(tiles: DataFrame, family: TileFamily, bootstrap_servers: str, topic: s
     records = tiles.selectExpr(
         f"to_json(struct({', '.join(key)})) AS key", f"to_json(struct({', '.join(value)})) AS value"
     )
+    send_records(records, bootstrap_servers, topic)
+
+
+def send_records(records: DataFrame, bootstrap_servers: str, topic: str) -> None:
+    """Sends rows of `key` and `value` to the topic, in large batches."""
     sink = records.write.format("kafka").option("kafka.bootstrap.servers", bootstrap_servers)
     for name, setting in _PRODUCER.items():
         sink = sink.option(f"kafka.{name}", setting)

@@ -40,6 +40,8 @@ class OfflineRun:
     bootstrap_servers: str
     topics: Topics
     now_ms: int
+    resend_tiles: bool = False
+    """Count and send all days anew: for tile topics that are new, or have lost rows."""
 
 
 def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, object]:
@@ -48,7 +50,15 @@ def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, obje
         raise OfflineError(f"{run.lake} has no events: run lake_ingest first.")
     versions = table_versions(run.lake, (TABLES.silver_events, TABLES.items))
     tiles = [
-        refresh_days(spark, run.lake, family, run.now_ms, run.bootstrap_servers, run.topics.tiles(family.name))
+        refresh_days(
+            spark,
+            run.lake,
+            family,
+            run.now_ms,
+            run.bootstrap_servers,
+            run.topics.tiles(family.name),
+            every_day=run.resend_tiles,
+        )
         for family in FAMILIES
     ]
     return {
@@ -94,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lake", type=Path, required=True)
     parser.add_argument("--feature-repo", type=Path, help="materialise the daily views to this Feast repo")
     parser.add_argument("--now-ms", type=int, help="default: the wall clock")
+    parser.add_argument("--resend-tiles", action="store_true", help="send the day tiles of all days, changed or not")
     parser.add_argument("--report", type=Path)
     add_topic_flags(parser)
     given = parser.parse_args(arguments)
@@ -103,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         bootstrap_servers=given.bootstrap_servers,
         topics=topics_of(given),
         now_ms=now_ms,
+        resend_tiles=given.resend_tiles,
     )
     try:
         report = run_offline_features(open_session("offline_features", SHUFFLE_PARTITIONS), run)

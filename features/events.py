@@ -96,6 +96,19 @@ FIELDS: tuple[EventField, ...] = (
     EventField(name="schema_version", kind=FieldKind.INTEGER, minimum=SCHEMA_VERSION, maximum=SCHEMA_VERSION),
 )
 
+INTERACTION_FIELDS = (
+    "event_id",
+    "event_type",
+    "event_time_ms",
+    "user_id",
+    "item_id",
+    "category",
+    "creator_id",
+    "watch_ms",
+    "duration_ms",
+)
+"""What the interactions topic carries of an event, in the order of `FIELDS`: `features.user_state.Interaction`."""
+
 
 class Reason(StrEnum):
     """Why a record is a dead letter, in the order in which the rules are tried.

@@ -13,12 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from infra.settings import LOOPBACK, ROOT, Settings, environment_python, jars_dir, load_settings, search_path
+from infra.settings import LOOPBACK, ROOT, Settings, environment_python, load_settings, search_path
+from infra.spark import DRIVER_CONF, driver_memory, jars, job_file, submit_environment
 from infra.streams import saved_streams
 
 USER = "millrace"
-SPARK_CONNECTORS = ("delta", "spark-sql-kafka", "spark-token-provider-kafka", "kafka-clients", "commons-pool2")
-"""Beginnings of the jars that Spark lacks; the others beside them come with pyspark already."""
 DAG_IDS = (
     "lake_ingest",
     "offline_features",
@@ -110,9 +109,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         # SparkSubmitOperator takes `spark-submit` from PATH; this one comes first.
         "PATH": f"{spark_home / 'bin'}:{search_path()}",
         "SPARK_HOME": str(spark_home),
-        "PYSPARK_PYTHON": str(environment_python("app")),
-        "PYSPARK_DRIVER_PYTHON": str(environment_python("app")),
-        "SPARK_LOCAL_IP": LOOPBACK,
+        **submit_environment(),
     }
 
 
@@ -144,18 +141,14 @@ def default_args(timeout_min: int, retries: int = 2) -> dict[str, Any]:
 
 def spark_job(application: str, *flags: str) -> dict[str, Any]:
     """Arguments of a `SparkSubmitOperator` that runs `batch/<application>.py`. See `place` for the flags."""
-    settings = dag_settings()
     return {
-        "application": str(ROOT / "batch" / f"{application}.py"),
+        "application": str(job_file(application)),
         "application_args": _arguments(flags),
         "name": f"millrace-{application.replace('_', '-')}",
         "conn_id": SPARK_CONNECTION,
-        "jars": ",".join(
-            str(path) for name in SPARK_CONNECTORS for path in sorted(jars_dir("spark").glob(f"{name}-*"))
-        ),
-        "driver_memory": f"{settings.spark_driver_mb}m",
-        # Small inputs: a driver that compiles less and collects in parallel starts its work sooner.
-        "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"},
+        "jars": jars(),
+        "driver_memory": driver_memory(dag_settings()),
+        "conf": DRIVER_CONF,
         "pool": SPARK_POOL,
     }
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from infra.processes import port_is_free
+from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
 from infra.stack import Stack, StackError
 from infra.supervisor import SupervisorError
@@ -112,10 +113,13 @@ def logs(
 
 @app.command()
 def reprocess(
-    keep_old: Annotated[bool, typer.Option(help="Leave the old version's rows and checkpoints.")] = False,
+    source: Annotated[
+        Source, typer.Option(help="lake: also sends what the lake knows and Kafka holds no more.")
+    ] = Source.KAFKA,
+    keep_old: Annotated[bool, typer.Option(help="Leave the old version's rows, checkpoints and topics.")] = False,
     retire: Annotated[bool, typer.Option(help="Rebuild nothing; only remove the versions that are not used.")] = False,
 ) -> None:
-    """Rebuild the features from Kafka beside the running ones, then switch over; run it again if it is interrupted."""
+    """Rebuild the features beside the running ones, then switch over; run it again if it is interrupted."""
     from confluent_kafka import KafkaException
 
     from features.backends import StoreUnavailableError
@@ -127,7 +131,7 @@ def reprocess(
         if retire:
             retire_unused(stack, _say)
         else:
-            rebuild(stack, _say, keep_old=keep_old)
+            rebuild(stack, _say, source=source, keep_old=keep_old)
     except (ReprocessError, StoreUnavailableError, SupervisorError) as error:
         raise CommandError(str(error)) from None
     except KafkaException as error:

@@ -99,6 +99,12 @@ rootLogger.appenderRef.console.ref=console
 """
 
 
+def derived_topics(topics: Topics) -> tuple[str, ...]:
+    """What the stream job writes of one version; batch adds day tiles to the tile topics."""
+    outcomes = (topics.interactions, topics.duplicates, topics.too_late, topics.dead_letters)
+    return (*outcomes, *(topics.tiles(family.name) for family in FAMILIES))
+
+
 def topic_configs(topics: Topics) -> dict[str, dict[str, str]]:
     """Every topic with its configuration. Facts keep everything; tiles and items are compacted by key."""
     keep = {"retention.ms": "-1"}
@@ -124,6 +130,15 @@ def create_topics(bootstrap_servers: str, topics: Topics, partitions: int = 2) -
             future.result(timeout=30)
         except KafkaException as error:
             raise RuntimeError(f"cannot create the topic {name} on {bootstrap_servers}: {error}") from error
+
+
+def delete_topics(bootstrap_servers: str, topics: Topics) -> None:
+    """Deletes the derived topics of one version, as far as they exist. Raises `KafkaException`."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    existing = set(admin.list_topics(timeout=ANSWER_S).topics)
+    unwanted = [name for name in derived_topics(topics) if name in existing]
+    for future in (admin.delete_topics(unwanted) if unwanted else {}).values():
+        future.result(timeout=ANSWER_S)
 
 
 # How far somebody has come.

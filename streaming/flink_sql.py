@@ -21,6 +21,7 @@ from features.events import (
     HORIZON_MS,
     ID_PATTERN,
     INTEGER_PATTERN,
+    INTERACTION_FIELDS,
     MAX_EVENT_BYTES,
     EventField,
     FieldKind,
@@ -34,17 +35,6 @@ FUNCTIONS = {"read_event": "millrace.ReadEvent", "bit_or": "millrace.BitOr", "ma
 MAX_DEAD_LETTER_BYTES = 2 * 1024 * 1024
 """Largest record that the job produces: the broker's largest record (1 MiB) in base64, with its envelope."""
 
-_INTERACTION_FIELDS = (
-    "event_id",
-    "event_type",
-    "event_time_ms",
-    "user_id",
-    "item_id",
-    "category",
-    "creator_id",
-    "watch_ms",
-    "duration_ms",
-)
 _IDENTITY = ("event_id", "user_id")
 _SOURCE = ("partition", "offset")
 _PLACE = (*_SOURCE, "arrival_ms")
@@ -115,7 +105,7 @@ def sink_tables(topics: Topics, bootstrap_servers: str) -> tuple[str, ...]:
     event = [_declared(field) for field in FIELDS]
     source = [f"`{name}` {_PLACE_TYPES[name]}" for name in _SOURCE]
     copy = [*(_declared(field) for field in FIELDS if field.name in _IDENTITY), *source]
-    interaction = [*(_declared(field) for field in FIELDS if field.name in _INTERACTION_FIELDS), *source]
+    interaction = [*(_declared(field) for field in FIELDS if field.name in INTERACTION_FIELDS), *source]
     by_user = {
         "key.format": "raw",
         "key.fields": "user_id",
@@ -232,7 +222,7 @@ def counted_views() -> tuple[str, str, str]:
     A user's events share a partition and every shuffle keeps their order, so the first to be processed is the first
     by offset. No identifier holds a space, so the key is unique. ROW_NUMBER would drop the copies unseen.
     """
-    kept = _names((*_INTERACTION_FIELDS, *_SOURCE))
+    kept = _names((*INTERACTION_FIELDS, *_SOURCE))
     in_time = (
         f"CREATE VIEW in_time AS\nSELECT {kept}, CONCAT(user_id, ' ', event_id) AS event_key\nFROM judged\n"
         f"WHERE reason IS NULL AND arrival_ms - event_time_ms <= {HORIZON_MS}"
@@ -264,7 +254,7 @@ def side_inserts() -> tuple[str, ...]:
         f"FROM judged\nWHERE reason IS NULL AND arrival_ms - event_time_ms > {HORIZON_MS}"
     )
     copies = f"INSERT INTO duplicates\nSELECT {_names((*_IDENTITY, *_SOURCE))}\nFROM marked\nWHERE is_copy"
-    counted = f"INSERT INTO interactions\nSELECT {_names((*_INTERACTION_FIELDS, *_SOURCE))}\nFROM counted"
+    counted = f"INSERT INTO interactions\nSELECT {_names((*INTERACTION_FIELDS, *_SOURCE))}\nFROM counted"
     return dead, late, copies, counted
 
 

@@ -1,14 +1,13 @@
 """Waiting until a rebuilt version has everything that the running one has."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer
 
 from features.backends import Backend
 from features.names import Topics
-from features.tiles import FAMILIES
-from infra.kafka import Offsets, committed_offsets, end_offsets, records_left
+from infra.kafka import Offsets, committed_offsets, derived_topics, end_offsets, records_left
 
 POLL_S = 0.5
 SAY_EVERY_S = 5.0
@@ -36,8 +35,7 @@ class CatchUp:
         self._consumer = Consumer(
             {"bootstrap.servers": bootstrap_servers, "group.id": group, "enable.auto.commit": False, "log_level": 0}
         )
-        outcomes = (topics.interactions, topics.duplicates, topics.too_late, topics.dead_letters)
-        self._derived = [*outcomes, *(topics.tiles(family.name) for family in FAMILIES)]
+        self._derived = derived_topics(topics)
 
     def wait(self, check: Callable[[], None]) -> None:
         """Returns when every event of a moment ago is counted and in the store.
@@ -49,7 +47,7 @@ class CatchUp:
         self._until_near("rows not in the store yet", self._derived, self._stored, check)
 
     def _until_near(
-        self, what: str, topics: list[str], reached: Callable[[Offsets], Offsets], check: Callable[[], None]
+        self, what: str, topics: Sequence[str], reached: Callable[[Offsets], Offsets], check: Callable[[], None]
     ) -> None:
         """Passes over the records that stand there now, until one pass is short: live traffic never stands still."""
         while True:

@@ -15,12 +15,14 @@ from features import specs
 from features.backends import open_backend
 from features.backends.following import RECHECK_S
 from features.names import Topics
+from infra.kafka import delete_topics
 from infra.processes import free_ports
 from infra.programs import last_line
-from infra.reprocess import ReprocessError
+from infra.reprocess import ReprocessError, Source
 from infra.reprocess.catch_up import CatchUp, StalledError
 from infra.reprocess.choice import next_generation, spec_hash_of, version_to_build
 from infra.reprocess.day_tiles import DayTileCopy
+from infra.reprocess.source import check_source, send_from_lake
 from infra.settings import LOOPBACK, Settings
 from infra.stack import Progress, Stack
 from infra.streams import Stream
@@ -38,6 +40,7 @@ class _Rebuild:
 
     stack: Stack
     say: Progress
+    source: Source
     old: Stream
     new: Stream
 
@@ -56,16 +59,16 @@ class _Rebuild:
         return [stream for stream in self.stack.streams() if spec_hash_of(stream.version) != wanted]
 
 
-def rebuild(stack: Stack, say: Progress, *, keep_old: bool = False) -> str:
-    """Rebuilds the features from Kafka, switches readers to them and returns their version.
+def rebuild(stack: Stack, say: Progress, *, source: Source = Source.KAFKA, keep_old: bool = False) -> str:
+    """Rebuilds the features, switches readers to them and returns their version.
 
     Raises `ReprocessError`, `StackError`, `SupervisorError`, `StoreUnavailableError` or `KafkaException`; the version
     that was running then goes on, and so do the programs of the new one as far as they came.
     """
     with _alone(stack):
         stack.start(say, ["kafka"])
-        made = _planned(stack, say)
-        say(f"building {made.new.version} beside {made.old.version}, from the first event")
+        made = _planned(stack, say, source)
+        say(f"building {made.new.version} beside {made.old.version}, from the first event in {source}")
         old, new = Topics(version=made.old.version), Topics(version=made.new.version)
         with closing(DayTileCopy(stack.settings.bootstrap_servers, old, new)) as day_tiles:
             try:
@@ -82,7 +85,7 @@ def rebuild(stack: Stack, say: Progress, *, keep_old: bool = False) -> str:
 
 
 def retire_unused(stack: Stack, say: Progress) -> None:
-    """Keeps the version that is read now alone: other streams are stopped, their rows and checkpoints deleted.
+    """Keeps the version that is read now alone: other streams are stopped, their rows, checkpoints and topics deleted.
 
     Raises `ReprocessError` when the stack does not run, and as `rebuild` does.
     """
@@ -110,8 +113,9 @@ def _alone(stack: Stack) -> Iterator[None]:
         yield
 
 
-def _planned(stack: Stack, say: Progress) -> _Rebuild:
+def _planned(stack: Stack, say: Progress, source: Source) -> _Rebuild:
     settings = stack.settings
+    check_source(settings, source, Topics(version=specs.version()), _now_ms())
     old = stack.streams()[0]
     with open_backend(settings.online_store_url, specs.version()) as store:
         named = store.version_for(specs.version())
@@ -126,14 +130,18 @@ def _planned(stack: Stack, say: Progress) -> _Rebuild:
 
     version = version_to_build(running=old.version, named=named, refused=refused)
     known = [stream for stream in stack.streams() if stream.version == version]
-    return _Rebuild(stack=stack, say=say, old=old, new=known[0] if known else _on_free_ports(settings, version))
+    new = known[0] if known else _on_free_ports(settings, version)
+    return _Rebuild(stack=stack, say=say, source=source, old=old, new=new)
 
 
 def _check_checkpoint(settings: Settings, version: str) -> None:
     """Raises `CheckpointError` where the stream job would."""
     plan_hash = compile_job(Topics(version=version), settings.bootstrap_servers).plan_hash
-    now_ms = time.time_ns() // 1_000_000
-    checkpoint_to_restore(settings.flink_checkpoints_dir / version, plan_hash, now_ms)
+    checkpoint_to_restore(settings.flink_checkpoints_dir / version, plan_hash, _now_ms())
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _on_free_ports(settings: Settings, version: str) -> Stream:
@@ -148,14 +156,20 @@ def _build(made: _Rebuild, day_tiles: DayTileCopy) -> None:
     servers, version = made.settings.bootstrap_servers, new.version
     stack.use_streams(_distinct(made.old, *made.of_other_definitions, new))
     stack.start(made.say, [new.named("flink"), new.named("writer")])
+    check = _check_of(made)
+    if made.same_definitions:
+        made.say(f"{day_tiles.copy():,} day tiles copied")
+    elif made.source is Source.KAFKA:
+        made.say(f"day tiles of {version} are written by the next run of the offline_features DAG")
+    topics = Topics(version=version)
+    if made.source is Source.LAKE:
+        # Once more: what Kafka has removed since is what the new job, which runs by now, may not have read.
+        first = check_source(made.settings, made.source, topics, _now_ms())
+        send_from_lake(made.settings, topics, first, made.say, check)
     with open_backend(made.settings.online_store_url, version) as store:
-        with closing(CatchUp(servers, Topics(version=version), store, made.say)) as catch_up:
-            if made.same_definitions:
-                made.say(f"{day_tiles.copy():,} day tiles copied")
-            else:
-                made.say(f"day tiles of {version} are written by the next run of the offline_features DAG")
+        with closing(CatchUp(servers, topics, store, made.say)) as catch_up:
             try:
-                catch_up.wait(_check_of(made))
+                catch_up.wait(check)
             except StalledError as error:
                 raise ReprocessError(f"{version} does not catch up: {error}; see {made.settings.logs_dir}.") from error
         store.switch(spec_hash_of(version), version)
@@ -199,15 +213,16 @@ def _serves(stack: Stack) -> bool:
 
 
 def _retire(stack: Stack, say: Progress) -> None:
-    """Deletes rows and checkpoints of every version that no stream of the stack works on. Topics stay."""
+    """Deletes rows, checkpoints and topics of every version that no stream of the stack works on."""
     settings, used = stack.settings, {stream.version for stream in stack.streams()}
     checkpoints = [path for path in settings.flink_checkpoints_dir.glob("*") if path.name.isalnum()]
     for directory in sorted(path for path in checkpoints if path.name not in used):
         version = directory.name
         with open_backend(settings.online_store_url, version) as store:
             if store.version_for(spec_hash_of(version)) == version:
-                # Its topics hold rows already: whoever comes back to these definitions starts with new ones.
+                # Readers and the broker may still know it: whoever comes back to these definitions starts anew.
                 store.switch(spec_hash_of(version), next_generation(version))
             store.drop_tiles()
+        delete_topics(settings.bootstrap_servers, Topics(version=version))
         shutil.rmtree(directory)  # last: what is left of a version is found by it
-        say(f"rows and checkpoints of {version} are deleted")
+        say(f"rows, checkpoints and topics of {version} are deleted")

@@ -20,8 +20,8 @@ from batch.lake import TABLES
 from features.events import EventType
 from features.items import Item
 from features.names import MS_PER_DAY, MS_PER_SECOND
-from infra.airflow import spark_job
-from infra.settings import LOOPBACK, environment_python, load_settings
+from infra.settings import load_settings
+from infra.spark import submit_command, submit_environment
 from tests.bench.chain import Chain, open_chain
 from tests.bench.load import CATEGORIES, ITEMS_PER_CREATOR, SHARES, TYPES, Load
 from tests.bench.report import BenchError, Row
@@ -58,18 +58,14 @@ def linearity(events: list[int], seconds: list[float]) -> float:
 
 def backfill(chain: Chain, lake: Path) -> float:
     """Runs the job and returns its seconds. Raises `BenchError` with its last words."""
-    job = spark_job("offline_features")
-    command = [str(environment_python("app").parent / "spark-submit"), "--master", load_settings().spark_master]
-    command += ["--driver-memory", job["driver_memory"], "--jars", job["jars"]]
-    command += [word for key, value in job["conf"].items() for word in ("--conf", f"{key}={value}")]
     flags = ["--lake", str(lake), "--bootstrap-servers", chain.bootstrap_servers, "--now-ms", str(END_MS)]
-    env = {**os.environ, "PYSPARK_PYTHON": str(environment_python("app")), "SPARK_LOCAL_IP": LOOPBACK}
+    command = submit_command(load_settings(), "offline_features", *flags)
+    env = {**os.environ, **submit_environment()}
     log = chain.directory / "offline_features.log"
     began_s = time.monotonic()
     with log.open("wb") as out:
-        words = [*command, job["application"], *flags]
         try:
-            subprocess.run(words, stdout=out, stderr=out, env=env, timeout=LIMIT_S, check=True)
+            subprocess.run(command, stdout=out, stderr=out, env=env, timeout=LIMIT_S, check=True)
         except subprocess.SubprocessError as error:
             said = " ".join(log.read_text().split()[-60:])
             raise BenchError(f"offline_features did not end well within {LIMIT_S:.0f} s: {said}") from error

@@ -29,7 +29,7 @@ from rich.console import Console
 from features.backends import Backend, open_backend
 from features.daily import ACTIVITY_VIEWS
 from features.definitions import PROJECT, build_definitions
-from features.events import FIELDS, EventType
+from features.events import INTERACTION_FIELDS, EventType
 from features.keyed_sets import parse_interaction
 from features.names import MS_PER_DAY, MS_PER_SECOND
 from features.online_store import Row as StockRow
@@ -225,11 +225,9 @@ def _encoded_tile(family: TileFamily, tile: TileRow) -> bytes:
 
 def _encoded_interaction(event: Interaction) -> bytes:
     """The same of an interaction."""
-    present = {name: value for name in _WIRE_ORDER if (value := getattr(event, name)) is not None}
+    present = {name: value for name in INTERACTION_FIELDS if (value := getattr(event, name)) is not None}
     return json.dumps(present, separators=(",", ":")).encode()
 
-
-_WIRE_ORDER = tuple(field.name for field in FIELDS if field.name in Interaction.__dataclass_fields__)
 
 # Reads.
 

@@ -1,4 +1,4 @@
-"""How many events a second the whole job takes from Kafka to Kafka, and the chain into the store, for ten minutes.
+"""How many events a second the whole job takes from Kafka to Kafka, for ten minutes, and the chain into the store.
 
 A backlog stands in the events topic; broker, job and, in the second part, the writer share the machine. The rate is
 that of events that come out, read off the ends of the topics: interactions for the job (one for each counted event),
@@ -20,11 +20,23 @@ from tests.bench.load import Load, produce_backlog
 from tests.bench.report import Row
 
 LOAD = Load()
-SECONDS = 600.0
 WARM_UP_S = 60.0
 WINDOW_S = 15.0
-MOST_PER_S = {"events_per_s": 34_000, "chain_events_per_s": 22_000}
-"""What the backlogs are sized for: a rate above it ends the run early, and the row's settings say so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One measurement."""
+
+    name: str
+    into_store: bool
+    seconds: float
+    most_per_s: int
+    """What the backlog is sized for: a rate above it ends the run early, and the row's settings say so."""
+
+
+JOB = Part(name="events_per_s", into_store=False, seconds=600.0, most_per_s=28_000)
+CHAIN = Part(name="chain_events_per_s", into_store=True, seconds=300.0, most_per_s=20_000)
 
 
 @dataclass(frozen=True)
@@ -39,22 +51,22 @@ class Sample:
 
 def run(console: Console) -> list[Row]:
     """The job alone, then the chain with its writer."""
-    return [*_measure(console, "events_per_s", False), *_measure(console, "chain_events_per_s", True)]
+    return [row for part in (JOB, CHAIN) for row in _measure(console, part)]
 
 
-def _measure(console: Console, name: str, into_store: bool) -> list[Row]:
-    count = int(MOST_PER_S[name] * SECONDS)
+def _measure(console: Console, part: Part) -> list[Row]:
+    count = int(part.most_per_s * part.seconds)
     with open_chain() as chain:
-        console.print(f"{name}: {count:,} events into the topic")
+        console.print(f"{part.name}: {count:,} events into the topic")
         now_ms = time.time_ns() // 1_000_000
-        produce_backlog(chain.bootstrap_servers, chain.topics.events, LOAD, count, now_ms, MOST_PER_S[name])
+        produce_backlog(chain.bootstrap_servers, chain.topics.events, LOAD, count, now_ms, part.most_per_s)
         chain.start_flink()
-        if into_store:
+        if part.into_store:
             chain.start_writer()
-        progress = _stored if into_store else _counted
+        progress = _stored if part.into_store else _counted
         wait_until(lambda: progress(chain) > 0, 120.0, "the first event", chain)
-        samples = _watch(console, chain, name, count, progress)
-        return _rows(name, samples, count)
+        samples = _watch(console, chain, part, count, progress)
+        return _rows(part.name, samples, count)
 
 
 def _counted(chain: Chain) -> int:
@@ -67,18 +79,18 @@ def _stored(chain: Chain) -> int:
         return min(sum(store.offsets(topic).values()) for topic in topics)
 
 
-def _watch(console: Console, chain: Chain, name: str, count: int, progress) -> list[Sample]:
+def _watch(console: Console, chain: Chain, part: Part, count: int, progress) -> list[Sample]:
     samples: list[Sample] = []
     began_s = time.monotonic()
     programs = [program for program in chain.pids if program != "kafka"]
-    while time.monotonic() - began_s < SECONDS:
+    while time.monotonic() - began_s < part.seconds:
         time.sleep(WINDOW_S)
         chain.check()
         cpu_s = sum(chain.cpu_s(program) for program in chain.pids)
         memory_mb = sum(chain.memory_mb(program) for program in programs)
         samples.append(Sample(time.monotonic(), progress(chain), cpu_s, memory_mb))
         rate = _rate(samples[-2], samples[-1]) if len(samples) > 1 else 0
-        console.print(f"{name}: {samples[-1].out:,} of {count:,}, {rate:,.0f}/s, {memory_mb:,.0f} MB")
+        console.print(f"{part.name}: {samples[-1].out:,} of {count:,}, {rate:,.0f}/s, {memory_mb:,.0f} MB")
         if samples[-1].out > 0.97 * count:
             break
     return samples

@@ -2,8 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import islice, tee
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +30,7 @@ TYPES = tuple(SHARES)
 CATEGORIES = 20
 ITEMS_PER_CREATOR = 10
 CHUNK = 50_000
+SENDERS = 2
 DUPLICATES, DEAD, LATE = 0.01, 0.001, 0.001
 LATE_MS = 3 * 86_400_000
 JITTER_MS = 2_000
@@ -92,11 +96,21 @@ def _record(number: int, user: int, item: int, kind: EventType, time_ms: int, wa
 
 
 def produce_backlog(bootstrap_servers: str, topic: str, load: Load, count: int, last_ms: int, per_s: int) -> None:
-    """Sends `count` records as fast as it goes, stamped as if they had come at `per_s` and ended at `last_ms`."""
+    """Sends `count` records as fast as two processes can, stamped as if they had come at `per_s` until `last_ms`."""
+    share = partial(_send_share, bootstrap_servers, topic, load, count, last_ms, per_s)
+    with ProcessPoolExecutor(SENDERS, mp_context=get_context("spawn")) as pool:
+        list(pool.map(share, range(SENDERS)))
+
+
+def _send_share(
+    bootstrap_servers: str, topic: str, load: Load, count: int, last_ms: int, per_s: int, sender: int
+) -> None:
+    """Every `SENDERS`th of the records, whose ids begin with the sender's number."""
     producer = _producer(bootstrap_servers)
-    times = (last_ms - (count - n) * 1_000 // per_s for n in range(count))
-    for n, record in enumerate(records(load, iter(times))):
-        _send(producer, topic, record, last_ms - (count - n) * 1_000 // per_s)
+    own = replace(load, seed=load.seed + sender)
+    stamps, times = tee(last_ms - (count - place) * 1_000 // per_s for place in range(sender, count, SENDERS))
+    for arrival_ms, record in zip(stamps, records(own, times), strict=True):
+        _send(producer, topic, _renamed(record, sender), arrival_ms)
     assert producer.flush(60) == 0
 
 
@@ -107,11 +121,16 @@ def produce_live(bootstrap_servers: str, topic: str, load: Load, per_s: int, sec
     while (elapsed_s := time.monotonic() - began) < seconds:
         now_ms, due = time.time_ns() // 1_000_000, int(elapsed_s * per_s) - sent
         for record in records(replace(load, seed=load.seed + sent), iter([now_ms] * due)):
-            _send(producer, topic, record._replace(value=record.value.replace("0190a1b2-", f"{sent:08x}-", 1)), now_ms)
+            _send(producer, topic, _renamed(record, sent), now_ms)
         sent += due
         producer.poll(0.01)
     assert producer.flush(60) == 0
     return sent
+
+
+def _renamed(record: Record, prefix: int) -> Record:
+    """With an event id that no other prefix gives."""
+    return record._replace(value=record.value.replace("0190a1b2-", f"{prefix:08x}-", 1))
 
 
 def _producer(bootstrap_servers: str) -> Producer:

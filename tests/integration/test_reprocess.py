@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import confluent_kafka as kafka
 import pytest
+from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 
 from features import specs
 from features.backends import Backend, open_backend
@@ -25,6 +27,7 @@ from features.specs import Entity, features_of
 from features.tile_rows import TileRow
 from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily
 from infra import stack as stack_module
+from infra.kafka import derived_topics
 from infra.programs import topics
 from infra.settings import ROOT, Settings, load_settings
 from infra.stack import Stack
@@ -37,6 +40,7 @@ pytestmark = pytest.mark.timeout(600)
 HASH = specs.version()
 PROGRAMS = ["flink", "writer"]
 USERS, ITEMS, EVENTS = 6, 8, 600
+OLD_USERS, OLD_EACH = 8, 3
 DAY_ROW_AGE_MS = 10 * MS_PER_DAY
 """Before what the store keeps of streamed tiles: only a day tile speaks of that day."""
 
@@ -69,6 +73,15 @@ def _history(now_ms: int) -> list[Event]:
             rng.choice(kinds),
         )
         for number in range(EVENTS)
+    ]
+
+
+def _old_events(now_ms: int) -> list[Event]:
+    """Of users, items and a category of their own, and older than any tile that the stream's are read for."""
+    time_ms = now_ms - DAY_ROW_AGE_MS
+    return [
+        replace(_event(f"old{number}", time_ms + number, f"o{number % OLD_USERS}", number), category="cold")
+        for number in range(OLD_USERS * OLD_EACH)
     ]
 
 
@@ -124,8 +137,8 @@ def _values(store: Backend, instant_ms: int) -> list[object]:
     return answer
 
 
-def _clicks(store: Backend, user_id: str) -> int:
-    place = [feature.name for feature in features_of(Entity.USER)].index("user_clicks_24h")
+def _clicks(store: Backend, user_id: str, window: str = "24h") -> int:
+    place = [feature.name for feature in features_of(Entity.USER)].index(f"user_clicks_{window}")
     return int(store.read_user(user_id, _now_ms()).features_F[place])
 
 
@@ -179,11 +192,11 @@ def _reprocessing(settings: Settings, log: Path, *flags: str) -> Iterator[subpro
             process.wait(30)
 
 
-def _reprocess(settings: Settings, log: Path, *flags: str) -> str:
+def _reprocess(settings: Settings, log: Path, *flags: str, ends_with: int = 0) -> str:
     with _reprocessing(settings, log, *flags) as process:
         code = process.wait(400)
     said = log.read_text()
-    assert code == 0, said
+    assert code == ends_with, said
     return said
 
 
@@ -197,6 +210,7 @@ def _seed(stack: Stack, version: str) -> int:
     """Sends the history and waits until the version has all of it; returns the instant to read at."""
     settings, now_ms = stack.settings, _now_ms()
     _send_day_tiles(settings, version, now_ms)
+    _send(settings, _old_events(now_ms))
     _send(settings, _history(now_ms))
     day_rows = {"user_category": USERS, "item": 3}
 
@@ -285,7 +299,10 @@ def test_under_load_nothing_is_lost_and_the_old_versions_go(
     with open_backend(settings.online_store_url) as store:
         assert store.version == rebuilt
         assert _values(store, instant_ms)[:USERS] == before[:USERS]
+    left = AdminClient({"bootstrap.servers": settings.bootstrap_servers}).list_topics(timeout=10).topics
+    assert set(derived_topics(Topics(version=rebuilt))) < left.keys()
     for version in (HASH, f"{HASH}r2"):
+        assert not set(derived_topics(Topics(version=version))) & left.keys()
         with open_backend(settings.online_store_url, version) as store:
             assert all(not _rows(store, family) for family in FAMILIES)
             assert store.offsets(Topics(version=version).interactions) == {}
@@ -304,16 +321,50 @@ def test_the_stack_comes_up_again_with_the_version_in_use(stack: Stack) -> None:
         wait_for(lambda: _clicks(store, "live") == clicks + 1, "an event after the restart", timeout_s=60)
 
 
-def test_a_refused_checkpoint_is_rebuilt_while_the_stack_is_down(stack: Stack, tmp_path: Path) -> None:
-    settings, rebuilt = stack.settings, f"{HASH}r4"
+def _ingest(settings: Settings, submit: list[str]) -> None:
+    """Events into the lake, as the DAG does it."""
+    places = ["--lake", str(settings.lake_dir), "--checkpoints", str(settings.spark_checkpoints_dir)]
+    job = [*submit, str(ROOT / "batch" / "lake_ingest.py"), "--bootstrap-servers", settings.bootstrap_servers, *places]
+    done = subprocess.run(job, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout
+
+
+def _delete_before(settings: Settings, first: int) -> None:
+    """What retention does: every partition of the events topic begins at this offset from now on."""
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    partitions = admin.list_topics(topics().events).topics[topics().events].partitions
+    places = [kafka.TopicPartition(topics().events, partition, first) for partition in partitions]
+    for done in admin.delete_records(places).values():
+        assert done.result(timeout=30).low_watermark == first
+
+
+def test_a_refused_checkpoint_is_rebuilt_from_the_lake_while_the_stack_is_down(
+    stack: Stack, before: list[object], instant_ms: int, submit: list[str], tmp_path: Path
+) -> None:
+    settings, rebuilt, log = stack.settings, f"{HASH}r4", tmp_path / "log"
+    old_users = [f"o{user}" for user in range(OLD_USERS)]
     with open_backend(settings.online_store_url) as store:
         clicks = _clicks(store, "live")
+        histories = [store.read_user(user, instant_ms).history for user in old_users]
+        assert [_clicks(store, user, "30d") for user in old_users] == [0] * OLD_USERS, "batch has not run yet"
+    assert [len(history) for history in histories] == [OLD_EACH] * OLD_USERS
+    assert "run the lake_ingest DAG first" in _reprocess(settings, log, "--source", "lake", ends_with=1)
+    _ingest(settings, submit)
+    _delete_before(settings, 3)
+    assert "take --source lake" in _reprocess(settings, log, ends_with=1)
+
     stack.stop()
     (settings.flink_checkpoints_dir / f"{HASH}r3" / "plan").write_text("another plan\n")
-    said = _reprocess(settings, tmp_path / "log")
+    said = _reprocess(settings, log, "--source", "lake")
     assert f"building {rebuilt} beside {HASH}r3" in said
     with open_backend(settings.online_store_url) as store:
         assert (store.version, _clicks(store, "live")) == (rebuilt, clicks)
+        assert [store.read_user(user, instant_ms).history for user in old_users] == histories
+        assert [_clicks(store, user, "30d") for user in old_users] == [OLD_EACH] * OLD_USERS, "from the lake"
+        assert _values(store, instant_ms)[:USERS] == before[:USERS]
+
+    _delete_before(settings, 50)
+    assert "give the topic a longer retention.ms" in _reprocess(settings, log, "--source", "lake", ends_with=1)
 
 
 @pytest.mark.soak
@@ -329,11 +380,11 @@ def test_a_changed_definition_is_built_under_its_own_hash(
         seeded_ms = _seed(other, "0ddba11")
         said = _reprocess(settings, tmp_path / "log")
         assert f"day tiles of {HASH} are written by the next run of the offline_features DAG" in said
-        assert "rows and checkpoints of 0ddba11 are deleted" in said
+        assert "rows, checkpoints and topics of 0ddba11 are deleted" in said
         assert _programs(other) == {f"flink-{HASH}": "RUNNING", f"writer-{HASH}": "RUNNING"}
         with open_backend(settings.online_store_url) as store:
             assert store.version == HASH
             counted = sum(row.n for row in _rows(store, FAMILIES[1]))
             assert counted == EVENTS
             assert len(store.read_user("u0", seeded_ms).history) > 1
-            assert store.version_for("0ddba11") == "0ddba11r2", "its topics are used up"
+            assert store.version_for("0ddba11") == "0ddba11r2", "its name is used up"

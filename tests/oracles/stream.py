@@ -6,7 +6,7 @@ names, and events lie on both sides of the horizon and of the allowed clock skew
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from confluent_kafka import Producer
@@ -40,18 +40,28 @@ class Record:
 # The stream.
 
 
-def stream(rng: random.Random, events: int) -> list[Record]:
-    """Valid events with their faults, in order of arrival; then one record of every broken kind among them."""
+STEP_MS = 700
+
+
+def stream(
+    rng: random.Random, events: int, *, step_ms: int = STEP_MS, gaps_ms: Mapping[int, int] | None = None
+) -> list[Record]:
+    """Valid events with their faults, in order of arrival; then one record of every broken kind among them.
+
+    An event arrives each `step_ms`, or as much later as `gaps_ms` says of its number; the delays grow with the step,
+    and a few are about the horizon.
+    """
     records: list[Record] = []
     sent: list[dict[str, object]] = []
+    arrival_ms = BASE_MS - step_ms
     for number in range(events):
-        arrival_ms = BASE_MS + number * 700
+        arrival_ms += step_ms + (gaps_ms or {}).get(number, 0)
         if sent and rng.random() < 0.15:
             chosen = dict(rng.choice(sent))
             if rng.random() < 0.3:
                 chosen |= {"category": "other", "event_type": "like"}
         else:
-            chosen = event(rng, f"e{number}", arrival_ms)
+            chosen = event(rng, f"e{number}", arrival_ms, delay_ms=60_000 * step_ms // STEP_MS)
             sent.append(chosen)
         records.append(as_record(chosen, arrival_ms))
     broken = [Record(value=value, key=b"x", arrival_ms=BASE_MS) for value in broken_values()]
@@ -61,13 +71,16 @@ def stream(rng: random.Random, events: int) -> list[Record]:
     return records
 
 
-def event(rng: random.Random, event_id: str, arrival_ms: int) -> dict[str, object]:
+def event(rng: random.Random, event_id: str, arrival_ms: int, delay_ms: int = 60_000) -> dict[str, object]:
     event_type = rng.choices(list(EventType), weights=[40, 20, 15, 6, 2, 3, 3, 1, 3, 1])[0]
     item = rng.randrange(ITEMS)
+    lag_ms = int(rng.expovariate(1 / delay_ms))
+    if rng.random() < 0.02:
+        lag_ms = HORIZON_MS + rng.randrange(-delay_ms, delay_ms)
     fields: dict[str, object] = {
         "event_id": event_id,
         "event_type": event_type,
-        "event_time_ms": arrival_ms - int(rng.expovariate(1 / 60_000)),
+        "event_time_ms": arrival_ms - lag_ms,
         "user_id": f"u{rng.randrange(USERS)}",
         "item_id": f"i{item}",
         "category": f"c{item % CATEGORIES}",

@@ -4,12 +4,14 @@ Shares no code with `features.algebra`, the Flink SQL or the Spark SQL: it knows
 design ("tiles from floor(t - window) to floor(t)"), and nothing of merges or arrays.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from features.specs import Selection, WindowedFeature
+from features.backends import Backend
+from features.specs import KEY_FIELDS, Entity, Selection, WindowedFeature, features_of
 from features.tile_rows import TileRow
 from features.tiles import Column, TileFamily
 
@@ -87,6 +89,33 @@ def _of_values(feature: WindowedFeature, values: list[tuple[int, int]]) -> float
         return max(numbers)
     assert feature.aggregate == "last"
     return max(values)[1]
+
+
+def keys_of(entity: Entity, events: Iterable[Event]) -> list[tuple[str, ...]]:
+    """Every key of the entity that has an event."""
+    return sorted({_key(entity, event) for event in events})
+
+
+def assert_windows_are_those_of(
+    store: Backend, entity: Entity, events: Sequence[Event], instant_ms: int
+) -> dict[tuple[str, ...], list[float]]:
+    """Compares all windows of all entities with events, integers exactly; returns what the store said of each key."""
+    keys = keys_of(entity, events)
+    read = store.read_entity(entity, keys, instant_ms).values_GF.tolist()
+    for key, values in zip(keys, read, strict=True):
+        own = [event for event in events if _key(entity, event) == key]
+        for feature, value in zip(features_of(entity), values, strict=True):
+            wanted = window_value(feature, own, instant_ms)
+            where = f"{feature.name} of {key} at {instant_ms}"
+            if feature.is_integer:
+                assert value == wanted, where
+            else:
+                assert math.isclose(value, wanted, rel_tol=1e-9), f"{where}: {value} for {wanted}"
+    return dict(zip(keys, read, strict=True))
+
+
+def _key(entity: Entity, event: Event) -> tuple[str, ...]:
+    return tuple(getattr(event, field) for field in KEY_FIELDS[entity])
 
 
 def tiles_of(family: TileFamily, events: Iterable[Event], tile_ms: int) -> list[TileRow]:
