@@ -20,6 +20,8 @@ Bools = npt.NDArray[np.bool_]
 _MERGES: dict[Merge, np.ufunc] = {Merge.ADD: np.add, Merge.MAX: np.maximum, Merge.UNION: np.bitwise_or}
 MAX_ROWS_AT_ONCE = 4_096
 """Up to so many rows all windows are merged in one pass, which is faster; above it one at a time, for memory."""
+GAPS_MAX = 8
+"""Up to so many (key, day) pairs a row are counted in place, which costs less than to number those that occur."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,9 @@ class TileRows:
         is_over_T = is_day_T & (self.tile_start_T <= instant_ms - DAY_TILE_MS)
         day_T = self.tile_start_T // MS_PER_DAY
         day_T -= day_T.min()
-        _, group_T = np.unique(self.key_T * (day_T.max() + 1) + day_T, return_inverse=True)
+        group_T = self.key_T * (day_T.max() + 1) + day_T
+        if group_T.max() > GAPS_MAX * len(group_T):
+            _, group_T = np.unique(group_T, return_inverse=True)
         day_n_D = np.bincount(group_T, weights=np.where(is_over_T, self.n_T, 0))
         streamed_n_D = np.bincount(group_T, weights=np.where(is_day_T, 0, self.n_T))
         takes_day_T = (day_n_D >= streamed_n_D)[group_T]

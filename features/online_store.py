@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -164,7 +165,7 @@ class MillraceOnlineStore(OnlineStore):
         """Feast's step between keys and response. Activity views are answered in whole columns, not value by value."""
         for table, requested in grouped_refs:
             keys = _asked_keys(table, join_key_values, entity_name_to_join_key_map)
-            if keys is None:
+            if keys is None or include_feature_view_version_metadata:
                 super()._read_features_per_fv(
                     config,
                     [(table, requested)],
@@ -175,20 +176,11 @@ class MillraceOnlineStore(OnlineStore):
                     include_feature_view_version_metadata,
                 )
                 continue
-            # Without rows Feast adds names, metadata and empty columns, which are then filled.
-            feast_utils._populate_response_from_feature_data(
-                requested,
-                [],
-                (),
-                online_features_response,
-                full_feature_names,
-                table,
-                0,
-                include_feature_view_version_metadata,
-            )
             read = self._read_entity(config, _ENTITIES[table.name], keys)
-            columns = online_features_response.results[-len(requested) :]
-            _fill_columns(columns, requested, features_of(_ENTITIES[table.name]), read)
+            view = table.projection.name_to_use()  # type: ignore[no-untyped-call]
+            prefix = f"{view}__" if full_feature_names else ""
+            online_features_response.metadata.feature_names.val.extend([f"{prefix}{name}" for name in requested])
+            _add_columns(online_features_response, _columns_of(_ENTITIES[table.name], tuple(requested)), read)
             track_feature_statuses(table.name, len(requested) * len(keys), 0)
 
     async def _read_features_per_fv_async(self, *arguments: Any) -> None:
@@ -272,15 +264,27 @@ def _asked_keys(
     return list(zip(*([value.string_val for value in given[field]] for field in fields), strict=True))
 
 
-def _fill_columns(
-    columns: Sequence[GetOnlineFeaturesResponse.FeatureVector],
-    names: Sequence[str],
-    features: Sequence[WindowedFeature],
-    read: EntityValues,
-) -> None:
-    """Fills one vector a name with the G values read.
+class _Columns(NamedTuple):
+    """Which of an entity's F features are asked for, in which order, by the type of their values."""
 
-    A column is joined from bytes and parsed at once: a tenth of the time that G messages take to be made one by one.
+    integers: npt.NDArray[np.intp]
+    floats: npt.NDArray[np.intp]
+    order: npt.NDArray[np.intp]
+    """For each asked name its place among integers and then floats."""
+
+
+@cache
+def _columns_of(entity: Entity, names: tuple[str, ...]) -> _Columns:
+    features = {feature.name: (f, feature.is_integer) for f, feature in enumerate(features_of(entity))}
+    integers, floats = ([n for n, name in enumerate(names) if features[name][1] is kind] for kind in (True, False))
+    places = np.array([features[name][0] for name in names], dtype=np.intp)
+    return _Columns(places[integers], places[floats], np.argsort([*integers, *floats]))
+
+
+def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: EntityValues) -> None:
+    """Adds one vector a column with the G values read.
+
+    A vector is joined from bytes and parsed at once: a tenth of the time that G messages take to be made one by one.
     """
     stamps = [
         Timestamp(seconds=time_ms // MS_PER_SECOND, nanos=time_ms % MS_PER_SECOND * _NANOS_PER_MS)
@@ -289,15 +293,10 @@ def _fill_columns(
     shared = GetOnlineFeaturesResponse.FeatureVector(
         statuses=[FieldStatus.PRESENT] * len(stamps), event_timestamps=stamps
     ).SerializeToString()
-    place = {feature.name: f for f, feature in enumerate(features)}
-    asked = [place[name] for name in names]
-    encoded: dict[int, bytes] = {}
-    for encode, is_integer in ((_encode_int64s, True), (_encode_float64s, False)):
-        of_type = [f for f in set(asked) if features[f].is_integer is is_integer]
-        wire_FGB = encode(read.values_GF.T[of_type])
-        encoded |= {f: wire_GB.tobytes() for f, wire_GB in zip(of_type, wire_FGB, strict=True)}
-    for column, f in zip(columns, asked, strict=True):
-        column.MergeFromString(encoded[f] + shared)
+    values_FG = read.values_GF.T
+    encoded = [*_encode_int64s(values_FG[columns.integers]), *_encode_float64s(values_FG[columns.floats])]
+    for place in columns.order.tolist():
+        response.results.add().MergeFromString(encoded[place].tobytes() + shared)
 
 
 _NANOS_PER_MS = 1_000_000
