@@ -49,7 +49,18 @@ def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, obje
     if not row_count(run.lake, TABLES.silver_events):
         raise OfflineError(f"{run.lake} has no events: run lake_ingest first.")
     versions = table_versions(run.lake, (TABLES.silver_events, TABLES.items))
-    tiles = [
+    return {
+        "day_tiles": refresh_tiles(spark, run),
+        "views": write_views(spark, run),
+        "sources": versions,
+        "spec_version": specs.version(),
+        "now_ms": run.now_ms,
+    }
+
+
+def refresh_tiles(spark: SparkSession, run: OfflineRun) -> list[dict[str, object]]:
+    """Counts, sends and stores the day tiles of both families; says what `refresh_days` says of each."""
+    return [
         refresh_days(
             spark,
             run.lake,
@@ -61,13 +72,6 @@ def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, obje
         )
         for family in FAMILIES
     ]
-    return {
-        "day_tiles": tiles,
-        "views": write_views(spark, run),
-        "sources": versions,
-        "spec_version": specs.version(),
-        "now_ms": run.now_ms,
-    }
 
 
 def write_views(spark: SparkSession, run: OfflineRun) -> dict[str, int]:

@@ -155,7 +155,7 @@ def _flink(stream: Stream, settings: Settings) -> Program:
         "--parallelism": str(settings.flink_parallelism),
     }
     command = _module("stream", "streaming.job", flags)
-    return _python(stream.named("flink"), command, JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m")
+    return _python(stream.named("flink"), command, JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m {settings.flink_jvm_args}")
 
 
 def _flink_runs(settings: Settings) -> bool:

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
 
     kafka_heap_mb: int = Field(default=512, ge=256)
     flink_heap_mb: int = Field(default=1_024, ge=512)
+    flink_jvm_args: str = ""
+    """More flags for the JVM of the stream job, by spaces."""
     spark_driver_mb: int = Field(default=1_024, ge=512)
     spark_master: str = "local[2]"
     """Where spark-submit sends the jobs, as Spark's `--master` reads it."""

@@ -14,19 +14,19 @@ from features.names import Topics
 from features.repo import FeatureRepo, write_repo
 from infra.accounts import read_accounts
 from infra.kafka import BrokerConfig, broker_answers, create_topics, derived_topics, end_offsets, format_broker
-from tests.conftest import JARS, ROOT, free_port, running, wait_for
+from tests.conftest import JARS, QUICK_START, ROOT, free_port, running, wait_for
 
 
 class Part:
     """A program that can be killed and started again by the same command."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self.command, self.log = command, log
+    def __init__(self, command: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+        self.command, self.log, self.env = command, log, env
         self._stack = ExitStack()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = self._stack.enter_context(running(self.command, self.log))
+        self.process = self._stack.enter_context(running(self.command, self.log, self.env))
 
     def kill(self) -> None:
         assert self.process is not None, f"it does not run; see {self.log}"
@@ -59,11 +59,12 @@ class Chain:
         flink = [str(ROOT / ".venv/stream/bin/python"), "-m", "streaming.job", *servers]
         flink += ["--checkpoint-dir", str(directory / "checkpoints"), "--jars-dir", str(JARS / "flink")]
         flink += ["--rest-port", str(ports["rest"]), "--metrics-port", str(ports["flink"])]
+        flink += ["--checkpoint-interval-ms", "2000"]
         writer = [str(ROOT / ".venv/serve/bin/python"), "-m", "streaming.writer", *servers]
         writer += ["--feature-repo", str(repo), "--metrics-port", str(ports["writer"]), "--now-ms", str(now_ms)]
         self.parts = {
             "broker": Part(self.broker.command, directory / "broker.log"),
-            "flink": Part([*flink, "--checkpoint-interval-ms", "2000"], directory / "flink.log"),
+            "flink": Part(flink, directory / "flink.log", {"JVM_ARGS": QUICK_START}),
             "writer": Part(writer, directory / "writer.log"),
         }
         if store == "redis":

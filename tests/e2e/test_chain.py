@@ -30,7 +30,7 @@ from infra.stack import Stack
 from serving.client import RankingClient
 from streaming.producer import Producer
 from streaming.records import COUNTED_KINDS, Record, record_of
-from tests.conftest import wait_for
+from tests.conftest import QUICK_START, wait_for
 
 OPTIONS = DemoOptions(users=400, items=600, seed=11)
 pytestmark = pytest.mark.timeout(1_500)  # the first test waits for the whole chain
@@ -43,7 +43,11 @@ def scenario(
 ) -> Iterator[tuple[WorldScenario, list[Record]]]:
     """A trained chain, and every record of the history that it learnt from."""
     settings = load_settings(
-        stack="e2e", var_dir=tmp_path_factory.mktemp("e2e") / "stack", port_base=free_port_base, seed=OPTIONS.seed
+        stack="e2e",
+        var_dir=tmp_path_factory.mktemp("e2e") / "stack",
+        port_base=free_port_base,
+        seed=OPTIONS.seed,
+        flink_jvm_args=QUICK_START,
     )
     with Stack(settings) as stack:
         chain = Chain.start(stack, Phases(console=Console()))

@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from pyspark.sql import SparkSession
 
 from batch.lake import TABLES, create_tables, read_table
 from batch.lake_ingest import LakeIngest
-from batch.offline_features import OfflineError, OfflineRun, run_offline_features
+from batch.offline_features import OfflineError, OfflineRun, refresh_tiles, run_offline_features
 from batch.point_in_time import values_as_of
 from batch.training_examples import EmptyLakeError, ExampleRun, run_examples
 from features.daily import ACTIVITY_VIEWS
@@ -97,7 +98,7 @@ def test_day_tiles_are_counted_sent_once_and_reopened_by_a_late_event(
     spark: SparkSession, lake: Path, rows: list[Row], kafka_broker: str, topics: Topics
 ) -> None:
     run = OfflineRun(lake=lake, bootstrap_servers=kafka_broker, topics=topics, now_ms=NOW_MS)
-    report = run_offline_features(spark, run)
+    report = refresh_tiles(spark, run)
     past = [row for row in rows if row["event_time_ms"] < NOW_MS // DAY_MS * DAY_MS]
     wanted = Counter((row["user_id"], row["category"], row["event_time_ms"] // DAY_MS * DAY_MS) for row in past)
     clicks = Counter(
@@ -112,14 +113,20 @@ def test_day_tiles_are_counted_sent_once_and_reopened_by_a_late_event(
         assert list(key) == ["user_id", "category", "tile_ms", "tile_start_ms"]
         assert list(value) == [*key, "n", "max_event_time_ms", *(c.name for c in USER_CATEGORY_TILES.columns)]
         assert (value["clicks"], key["tile_ms"]) == (clicks[place], DAY_MS)
-    assert report["day_tiles"][0]["rows"] == len(wanted)
+    assert report[0]["rows"] == len(wanted)
 
-    assert [tiles["days"] for tiles in run_offline_features(spark, run)["day_tiles"]] == [[], []], "nothing changed"
+    assert [tiles["days"] for tiles in refresh_tiles(spark, run)] == [[], []], "nothing changed"
     late = {**past[0], "event_id": "late", "event_type": "like", "request_id": None}
     add_events(spark, lake, [late])
     rows.append(late)
-    reopened = run_offline_features(spark, run)["day_tiles"]
+    reopened = refresh_tiles(spark, run)
     assert [tiles["days"] for tiles in reopened] == [[str(past[0]["event_date"])]] * len(FAMILIES)
+
+    again = refresh_tiles(spark, replace(run, resend_tiles=True))
+    assert [tiles["days"] for tiles in again] == [tiles["days"] for tiles in report], "all of them"
+    assert again[0]["rows"] == len(
+        {*wanted, (late["user_id"], late["category"], late["event_time_ms"] // DAY_MS * DAY_MS)}
+    )
 
 
 def test_offline_tables_say_what_point_in_time_says(spark: SparkSession, lake: Path, ingest_topics: LakeIngest) -> None:

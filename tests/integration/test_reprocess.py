@@ -34,7 +34,7 @@ from infra.stack import Stack
 from infra.streams import saved_streams
 from streaming.producer import Producer
 from streaming.records import record_of
-from tests.conftest import wait_for
+from tests.conftest import QUICK_START, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 HASH = specs.version()
@@ -229,7 +229,10 @@ def _seed(stack: Stack, version: str) -> int:
 @pytest.fixture(scope="module")
 def stack(free_port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = load_settings(
-        var_dir=tmp_path_factory.mktemp("reprocess") / "var", port_base=free_port_base, kafka_heap_mb=256
+        var_dir=tmp_path_factory.mktemp("reprocess") / "var",
+        port_base=free_port_base,
+        kafka_heap_mb=256,
+        flink_jvm_args=QUICK_START,
     )
     with Stack(settings) as running:
         running.start(lambda _: None, PROGRAMS)
@@ -308,6 +311,7 @@ def test_under_load_nothing_is_lost_and_the_old_versions_go(
             assert store.offsets(Topics(version=version).interactions) == {}
 
 
+@pytest.mark.soak
 def test_the_stack_comes_up_again_with_the_version_in_use(stack: Stack) -> None:
     rebuilt = f"{HASH}r3"
     with open_backend(stack.settings.online_store_url) as store:
@@ -373,7 +377,12 @@ def test_a_changed_definition_is_built_under_its_own_hash(
 ) -> None:
     """What runs has another hash than this code, as after an upgrade."""
     stack.stop()
-    settings = load_settings(var_dir=tmp_path / "var", port_base=stack.settings.port_base, kafka_heap_mb=256)
+    settings = load_settings(
+        var_dir=tmp_path / "var",
+        port_base=stack.settings.port_base,
+        kafka_heap_mb=256,
+        flink_jvm_args=QUICK_START,
+    )
     with Stack(settings) as other:
         monkeypatch.setattr(stack_module, "version_to_run", lambda _: "0ddba11")
         other.start(lambda _: None, PROGRAMS)
