@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings import LOOPBACK, ROOT, Settings, environment_python, load_settings, search_path
-from infra.spark import DRIVER_CONF, driver_memory, jars, job_file, submit_environment
+from infra.spark import driver_conf, driver_memory, jars, job_file, submit_environment
 from infra.streams import saved_streams
 
 USER = "millrace"
@@ -148,7 +148,7 @@ def spark_job(application: str, *flags: str) -> dict[str, Any]:
         "conn_id": SPARK_CONNECTION,
         "jars": jars(),
         "driver_memory": driver_memory(dag_settings()),
-        "conf": DRIVER_CONF,
+        "conf": driver_conf(application),
         "pool": SPARK_POOL,
     }
 

@@ -6,8 +6,19 @@ from infra.settings import LOOPBACK, ROOT, Settings, environment_python, jars_di
 
 CONNECTORS = ("delta", "spark-sql-kafka", "spark-token-provider-kafka", "kafka-clients", "commons-pool2")
 """Beginnings of the jars that Spark lacks; the others beside them come with pyspark already."""
-DRIVER_CONF = {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"}
-"""Small inputs: a driver that compiles less and collects in parallel starts its work sooner."""
+SMALL_JOBS = ("lake_ingest",)
+"""Jobs that run every few minutes on what has come since."""
+_COLLECTOR = "-XX:+UseParallelGC"
+_QUICK_COMPILER = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+"""Starts its work sooner; with the 48 MB that it is given otherwise, Spark's generated code fills the cache, and what
+comes later is interpreted. Measured with offline_features on 2 cores: 30 thousand events in 49 s (processor time 68)
+against 53 (95) with both compilers, but 3 million in 252 s (410) against 122 (222)."""
+
+
+def driver_conf(application: str) -> dict[str, str]:
+    """Spark's configuration of the job's driver."""
+    options = f"{_QUICK_COMPILER} {_COLLECTOR}" if application in SMALL_JOBS else _COLLECTOR
+    return {"spark.driver.extraJavaOptions": options}
 
 
 def job_file(application: str) -> Path:
@@ -33,7 +44,7 @@ def submit_environment() -> dict[str, str]:
 
 def submit_command(settings: Settings, application: str, *flags: str) -> list[str]:
     """Runs the job in the foreground, as the DAGs' operators do."""
-    conf = [word for key, value in DRIVER_CONF.items() for word in ("--conf", f"{key}={value}")]
+    conf = [word for key, value in driver_conf(application).items() for word in ("--conf", f"{key}={value}")]
     return [
         str(environment_python("app").parent / "spark-submit"),
         "--master",

@@ -23,7 +23,7 @@ SUBMIT_FLAGS = (
     "spark.driver.bindAddress=127.0.0.1",
     # Small data: compiling quickly beats compiling well.
     "--conf",
-    "spark.driver.extraJavaOptions=-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.driver.extraJavaOptions=-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC",
     "--jars",
     ",".join(
         f"{SPARK_JARS}/{name}-*.jar"
