@@ -46,6 +46,8 @@ def submit_command(settings: Settings, application: str, *flags: str) -> list[st
     """Runs the job in the foreground, as the DAGs' operators do."""
     conf = [word for key, value in driver_conf(application).items() for word in ("--conf", f"{key}={value}")]
     return [
+        "env",
+        *(f"{name}={value}" for name, value in submit_environment().items()),
         str(environment_python("app").parent / "spark-submit"),
         "--master",
         settings.spark_master,

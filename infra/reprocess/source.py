@@ -1,6 +1,5 @@
 """What a rebuild reads besides the events topic: the lake, for what the topic does not hold any more."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -20,7 +19,7 @@ from infra.processes import end, with_descendants
 from infra.programs import last_line
 from infra.reprocess import ReprocessError, Source
 from infra.settings import Settings
-from infra.spark import submit_command, submit_environment
+from infra.spark import submit_command
 from infra.supervisor import log_path
 
 KEPT_MS = STREAMED_RETENTION_MS + FUTURE_SKEW_MS + max(family.tile_ms for family in FAMILIES)
@@ -91,7 +90,7 @@ def send_from_lake(
     command = submit_command(settings, "resend", *(word for flag in flags.items() for word in flag))
     say(f"day tiles and older interactions are sent from {settings.lake_dir} (see {log})")
     with log.open("ab") as out:
-        job = psutil.Popen(command, stdout=out, stderr=out, env={**os.environ, **submit_environment()})
+        job = psutil.Popen(command, stdout=out, stderr=out)
         try:
             while job.poll() is None:
                 check()

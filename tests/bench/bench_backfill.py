@@ -6,7 +6,6 @@ the command's own, from the start of its JVM to its end. Users act equally often
 event of a user has a day tile of its own: no load has more rows to write.
 """
 
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from features.events import EventType
 from features.items import Item
 from features.names import MS_PER_DAY, MS_PER_SECOND
 from infra.settings import load_settings
-from infra.spark import submit_command, submit_environment
+from infra.spark import submit_command
 from tests.bench.chain import Chain, open_chain
 from tests.bench.load import CATEGORIES, ITEMS_PER_CREATOR, SHARES, TYPES, Load
 from tests.bench.report import BenchError, Row
@@ -60,12 +59,11 @@ def backfill(chain: Chain, lake: Path) -> float:
     """Runs the job and returns its seconds. Raises `BenchError` with its last words."""
     flags = ["--lake", str(lake), "--bootstrap-servers", chain.bootstrap_servers, "--now-ms", str(END_MS)]
     command = submit_command(load_settings(), "offline_features", *flags)
-    env = {**os.environ, **submit_environment()}
     log = chain.directory / "offline_features.log"
     began_s = time.monotonic()
     with log.open("wb") as out:
         try:
-            subprocess.run(command, stdout=out, stderr=out, env=env, timeout=LIMIT_S, check=True)
+            subprocess.run(command, stdout=out, stderr=out, timeout=LIMIT_S, check=True)
         except subprocess.SubprocessError as error:
             said = " ".join(log.read_text().split()[-60:])
             raise BenchError(f"offline_features did not end well within {LIMIT_S:.0f} s: {said}") from error
