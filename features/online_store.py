@@ -28,7 +28,7 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from features.algebra import Float64s
+from features.algebra import Float64s, Int64s
 from features.backends import Backend, Document, EntityValues, open_backend
 from features.clock import wall_clock_ms
 from features.daily import ACTIVITY_VIEWS
@@ -286,13 +286,7 @@ def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: E
 
     A vector is joined from bytes and parsed at once: a tenth of the time that G messages take to be made one by one.
     """
-    stamps = [
-        Timestamp(seconds=time_ms // MS_PER_SECOND, nanos=time_ms % MS_PER_SECOND * _NANOS_PER_MS)
-        for time_ms in read.newest_event_ms_G.tolist()
-    ]
-    shared = GetOnlineFeaturesResponse.FeatureVector(
-        statuses=[FieldStatus.PRESENT] * len(stamps), event_timestamps=stamps
-    ).SerializeToString()
+    shared = _encode_statuses(len(read.newest_event_ms_G)) + _encode_stamps(read.newest_event_ms_G).tobytes()
     values_FG = read.values_GF.T
     encoded = [*_encode_int64s(values_FG[columns.integers]), *_encode_float64s(values_FG[columns.floats])]
     for place in columns.order.tolist():
@@ -300,12 +294,39 @@ def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: E
 
 
 _NANOS_PER_MS = 1_000_000
-_VALUES_FIELD = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name["values"].number
+_VECTOR = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
+_VALUES_FIELD, _STATUSES_FIELD, _STAMPS_FIELD = (
+    _VECTOR[name].number for name in ("values", "statuses", "event_timestamps")
+)
 _INT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["int64_val"].number
 _FLOAT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["double_val"].number
+_SECONDS_FIELD, _NANOS_FIELD = (Timestamp.DESCRIPTOR.fields_by_name[name].number for name in ("seconds", "nanos"))
 # Protobuf's wire types (https://protobuf.dev/programming-guides/encoding/); all of these tags are below 128.
 _VARINT, _I64, _LEN = 0, 1, 2
-_VARINT_SHIFTS = np.arange(0, 64, 7)
+_SECONDS_BYTES, _NANOS_BYTES = 6, 5
+"""Seven bits each: enough for the seconds of any event time, and for the nanoseconds of a second."""
+
+
+def _encode_statuses(count: int) -> bytes:
+    """`repeated FieldStatus statuses`, all present."""
+    return GetOnlineFeaturesResponse.FeatureVector(statuses=[FieldStatus.PRESENT] * count).SerializeToString()
+
+
+def _encode_stamps(time_ms_G: Int64s) -> npt.NDArray[np.uint8]:
+    """`repeated Timestamp event_timestamps` on the wire `[G, 15]`: tag, length, then seconds and nanos in turn."""
+    wire_GB = np.empty((len(time_ms_G), 4 + _SECONDS_BYTES + _NANOS_BYTES), dtype=np.uint8)
+    wire_GB[:, :3] = (_STAMPS_FIELD << 3 | _LEN, 2 + _SECONDS_BYTES + _NANOS_BYTES, _SECONDS_FIELD << 3 | _VARINT)
+    wire_GB[:, 3 : 3 + _SECONDS_BYTES] = _varints(time_ms_G // MS_PER_SECOND, _SECONDS_BYTES)
+    wire_GB[:, 3 + _SECONDS_BYTES] = _NANOS_FIELD << 3 | _VARINT
+    wire_GB[:, 4 + _SECONDS_BYTES :] = _varints(time_ms_G % MS_PER_SECOND * _NANOS_PER_MS, _NANOS_BYTES)
+    return wire_GB
+
+
+def _varints(values: Int64s, size: int) -> npt.NDArray[np.uint8]:
+    """The lowest `7 * size` bits of each value as a varint of exactly so many bytes."""
+    groups = (values[..., None] >> np.arange(0, 7 * size, 7)) & 0x7F
+    groups[..., :-1] |= 0x80
+    return groups.astype(np.uint8)
 
 
 def _encode_float64s(values_FG: Float64s) -> npt.NDArray[np.uint8]:
@@ -320,9 +341,8 @@ def _encode_int64s(values_FG: Float64s) -> npt.NDArray[np.uint8]:
     """The same of integers `[F, G, 13]`: tag, length, tag, a varint in its longest form, ten bytes."""
     wire_FGB = np.empty((*values_FG.shape, 13), dtype=np.uint8)
     wire_FGB[..., :3] = (_VALUES_FIELD << 3 | _LEN, 11, _INT64_FIELD << 3 | _VARINT)
-    wire_FGB[..., 3:] = (values_FG.astype(np.int64)[..., None] >> _VARINT_SHIFTS) & 0x7F
-    wire_FGB[..., 3:-1] |= 0x80
-    wire_FGB[..., -1] &= 1
+    wire_FGB[..., 3:] = _varints(values_FG.astype(np.int64), 10)
+    wire_FGB[..., -1] &= 1  # the last group has one bit, of a negative value the sign
     return wire_FGB
 
 
