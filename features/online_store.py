@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from feast import Entity as FeastEntity
-from feast import FeatureView, RepoConfig
+from feast import FeatureView, RepoConfig, ValueType
 from feast import utils as feast_utils
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.online_store import OnlineStore
@@ -187,6 +187,18 @@ class MillraceOnlineStore(OnlineStore):
         """The same in a thread."""
         await asyncio.to_thread(self._read_features_per_fv, *arguments)
 
+    @staticmethod
+    def _build_feature_types(grouped_refs: list[Any]) -> dict[str, ValueType]:
+        """Feast's table of types, which for an activity view is the same for ever."""
+        types: dict[str, ValueType] = {}
+        for table, requested in grouped_refs:
+            if table.name in _ENTITIES:
+                view = table.projection.name_to_use()
+                types |= _types_of(_ENTITIES[table.name], view, tuple(requested))
+            else:
+                types |= OnlineStore._build_feature_types([(table, requested)])
+        return types
+
     def _read_entity(self, config: RepoConfig, entity: Entity, keys: Sequence[tuple[str, ...]]) -> EntityValues:
         instant_ms = config.online_store.instant_ms
         return self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms)
@@ -262,6 +274,13 @@ def _asked_keys(
     if not all(given.get(field) for field in fields):
         return None
     return list(zip(*([value.string_val for value in given[field]] for field in fields), strict=True))
+
+
+@cache
+def _types_of(entity: Entity, view: str, names: tuple[str, ...]) -> dict[str, ValueType]:
+    """Under each name, and under the view's and the name."""
+    of = {feature.name: ValueType.INT64 if feature.is_integer else ValueType.DOUBLE for feature in features_of(entity)}
+    return {named: of[name] for name in names if name in of for named in (name, f"{view}__{name}")}
 
 
 class _Columns(NamedTuple):
