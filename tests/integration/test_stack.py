@@ -160,7 +160,15 @@ def test_orphans_of_a_killed_supervisord_are_found(stack: Stack, monkeypatch: py
 
 def test_ctrl_c_while_starting_leaves_nothing(settings: Settings) -> None:
     millrace, env = Path(sys.executable).parent / "millrace", {**os.environ, **settings.environment()}
-    process = subprocess.Popen([millrace, "up", "kafka"], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [millrace, "up", "kafka"],
+        cwd=ROOT,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Who runs the tests in the background may ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     stack = Stack(settings)
     assert wait_until(lambda: bool(stack.supervisor.processes()), 30)
     process.send_signal(signal.SIGINT)
