@@ -163,6 +163,15 @@ def topic_spans(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, in
     return {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ANSWER_S) for place in places}
 
 
+def partition_spans(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int]]:
+    """`topic_spans` of one topic by partition, for who has no consumer. Raises `KafkaException`."""
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "millrace-spans", "log_level": 0})
+    try:
+        return {partition: span for (_, partition), span in topic_spans(consumer, [topic]).items()}
+    finally:
+        consumer.close()
+
+
 def end_offsets(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, int], int]:
     """The offset that the next record of each partition will have. Raises `KafkaException`."""
     return {place: end for place, (_, end) in topic_spans(consumer, topics).items()}

@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 
 from features.names import LakeTables, Topics
 from features.tiles import DAY_TILE_MS, USER_CATEGORY_TILES
-from infra.kafka import topic_spans
+from infra.kafka import partition_spans, topic_spans
 from streaming.records import Ledger
 
 
@@ -47,11 +47,7 @@ def _table(lake_dir: Path, name: str, columns: list[str]) -> pa.Table:
 
 def count_records(bootstrap_servers: str, topic: str) -> int:
     """Records of a topic that is never compacted, from its offsets."""
-    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "millrace-accounts"})
-    try:
-        return sum(end - first for first, end in topic_spans(consumer, [topic]).values())
-    finally:
-        consumer.close()
+    return sum(end - first for first, end in partition_spans(bootstrap_servers, topic).values())
 
 
 def count_in_tiles(bootstrap_servers: str, topics: Topics) -> int:

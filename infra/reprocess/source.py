@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow.compute as pc
-from confluent_kafka import Consumer
 from deltalake import DeltaTable
 
 from features.events import FUTURE_SKEW_MS
 from features.names import MS_PER_HOUR, LakeTables, Topics
 from features.tiles import FAMILIES, STREAMED_RETENTION_MS
-from infra.kafka import topic_spans
+from infra.kafka import partition_spans
 from infra.processes import end, with_descendants
 from infra.programs import last_line
 from infra.reprocess import ReprocessError, Source
@@ -32,17 +30,15 @@ def check_source(settings: Settings, source: Source, topics: Topics, now_ms: int
 
     Raises `ReprocessError` where it has not, and `KafkaException`.
     """
-    consumer = Consumer(
-        {"bootstrap.servers": settings.bootstrap_servers, "group.id": "millrace-reprocess", "log_level": 0}
-    )
-    with closing(consumer):
-        spans = topic_spans(consumer, [topics.events])
-    first = {partition: begin for (_, partition), (begin, _) in spans.items()}
+    spans = partition_spans(settings.bootstrap_servers, topics.events)
+    first = {partition: begin for partition, (begin, _) in spans.items()}
     if source is Source.LAKE:
         check_lake(settings.lake_dir, topics.events, first, now_ms)
     elif any(first.values()):
-        begins = ", ".join(f"partition {partition} at offset {offset}" for partition, offset in sorted(first.items()))
-        raise ReprocessError(f"{topics.events} has lost its oldest events ({begins} begins now): take --source lake.")
+        cut = ", ".join(
+            f"partition {partition} at offset {begin}" for partition, begin in sorted(first.items()) if begin
+        )
+        raise ReprocessError(f"{topics.events} has lost its oldest events, it begins in {cut}: take --source lake.")
     return first
 
 
