@@ -15,8 +15,11 @@ from pyspark.sql.functions import expr
 
 from batch.lake import TABLES, read_table
 from features import specs
-from features.tiles import DAY_TILE_MS, TileFamily, column_sql, tile_start
+from features.names import Topics
+from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, column_sql, tile_start
 
+SHUFFLE_PARTITIONS = 32
+"""More than a session's default, so that a large month is grouped in small parts; what is small is merged again."""
 _PRODUCER = {"compression.type": "lz4", "batch.size": "262144", "linger.ms": "20"}
 """Many rows of equal names at once: they are sent in large batches, in which names weigh little."""
 
@@ -33,6 +36,16 @@ def count_days(events: DataFrame, family: TileFamily) -> DataFrame:
     )
     columns = (expr(column_sql(column)).alias(column.name) for column in family.columns)
     return grouped.agg(expr("count(*)").alias("n"), expr("max(event_time_ms)").alias("max_event_time_ms"), *columns)
+
+
+def refresh_families(
+    spark: SparkSession, lake: Path, now_ms: int, bootstrap_servers: str, topics: Topics, *, every_day: bool = False
+) -> list[dict[str, object]]:
+    """`refresh_days` of every family, to its own topic; says what that says of each."""
+    return [
+        refresh_days(spark, lake, family, now_ms, bootstrap_servers, topics.tiles(family.name), every_day=every_day)
+        for family in FAMILIES
+    ]
 
 
 def refresh_days(

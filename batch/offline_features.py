@@ -14,7 +14,7 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from batch.command import add_topic_flags, fail, topics_of, write_report
-from batch.day_tiles import refresh_days
+from batch.day_tiles import SHUFFLE_PARTITIONS, refresh_families
 from batch.lake import TABLES, read_table, row_count, table_versions
 from batch.offline_tables import item_daily, publish_rows, user_daily, windowed_values_at
 from batch.session import open_session
@@ -22,10 +22,7 @@ from features import specs
 from features.daily import ACTIVITY_VIEWS, ITEM_DAILY, USER_DAILY
 from features.names import Topics
 from features.specs import Entity
-from features.tiles import DAY_TILE_MS, FAMILIES, tile_start
-
-SHUFFLE_PARTITIONS = 32
-"""More than the default, so that a large month is grouped in small parts; what is small is merged again."""
+from features.tiles import DAY_TILE_MS, tile_start
 
 
 class OfflineError(RuntimeError):
@@ -49,29 +46,14 @@ def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, obje
     if not row_count(run.lake, TABLES.silver_events):
         raise OfflineError(f"{run.lake} has no events: run lake_ingest first.")
     versions = table_versions(run.lake, (TABLES.silver_events, TABLES.items))
+    tiles = refresh_families(spark, run.lake, run.now_ms, run.bootstrap_servers, run.topics, every_day=run.resend_tiles)
     return {
-        "day_tiles": refresh_tiles(spark, run),
+        "day_tiles": tiles,
         "views": write_views(spark, run),
         "sources": versions,
         "spec_version": specs.version(),
         "now_ms": run.now_ms,
     }
-
-
-def refresh_tiles(spark: SparkSession, run: OfflineRun) -> list[dict[str, object]]:
-    """Counts, sends and stores the day tiles of both families; says what `refresh_days` says of each."""
-    return [
-        refresh_days(
-            spark,
-            run.lake,
-            family,
-            run.now_ms,
-            run.bootstrap_servers,
-            run.topics.tiles(family.name),
-            every_day=run.resend_tiles,
-        )
-        for family in FAMILIES
-    ]
 
 
 def write_views(spark: SparkSession, run: OfflineRun) -> dict[str, int]:

@@ -15,14 +15,11 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from batch.command import add_topic_flags, fail, topics_of, write_report
-from batch.day_tiles import refresh_days, send_records
+from batch.day_tiles import SHUFFLE_PARTITIONS, refresh_families, send_records
 from batch.lake import TABLES, read_table, row_count
 from batch.session import open_session
 from features.events import INTERACTION_FIELDS
 from features.names import Topics
-from features.tiles import FAMILIES
-
-SHUFFLE_PARTITIONS = 32
 
 
 class ResendError(RuntimeError):
@@ -45,18 +42,7 @@ def run_resend(spark: SparkSession, run: ResendRun) -> dict[str, object]:
     """Sends everything and returns the numbers of rows. Raises `ResendError` before anything is sent."""
     if not row_count(run.lake, TABLES.silver_events):
         raise ResendError(f"{run.lake} has no events: run lake_ingest first.")
-    tiles = [
-        refresh_days(
-            spark,
-            run.lake,
-            family,
-            run.now_ms,
-            run.bootstrap_servers,
-            run.topics.tiles(family.name),
-            every_day=True,
-        )
-        for family in FAMILIES
-    ]
+    tiles = refresh_families(spark, run.lake, run.now_ms, run.bootstrap_servers, run.topics, every_day=True)
     return {"day_tiles": tiles, "interactions": _send_interactions(spark, run), "now_ms": run.now_ms}
 
 

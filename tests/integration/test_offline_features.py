@@ -5,7 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +14,10 @@ from confluent_kafka import Consumer
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
+from batch.day_tiles import refresh_families
 from batch.lake import TABLES, create_tables, read_table
 from batch.lake_ingest import LakeIngest
-from batch.offline_features import OfflineError, OfflineRun, refresh_tiles, run_offline_features
+from batch.offline_features import OfflineError, OfflineRun, run_offline_features
 from batch.point_in_time import values_as_of
 from batch.training_examples import EmptyLakeError, ExampleRun, run_examples
 from features.daily import ACTIVITY_VIEWS
@@ -97,8 +98,8 @@ def consumed(bootstrap_servers: str, topic: str, expected: int) -> Iterator[tupl
 def test_day_tiles_are_counted_sent_once_and_reopened_by_a_late_event(
     spark: SparkSession, lake: Path, rows: list[Row], kafka_broker: str, topics: Topics
 ) -> None:
-    run = OfflineRun(lake=lake, bootstrap_servers=kafka_broker, topics=topics, now_ms=NOW_MS)
-    report = refresh_tiles(spark, run)
+    refresh = partial(refresh_families, spark, lake, NOW_MS, kafka_broker, topics)
+    report = refresh()
     past = [row for row in rows if row["event_time_ms"] < NOW_MS // DAY_MS * DAY_MS]
     wanted = Counter((row["user_id"], row["category"], row["event_time_ms"] // DAY_MS * DAY_MS) for row in past)
     clicks = Counter(
@@ -115,14 +116,14 @@ def test_day_tiles_are_counted_sent_once_and_reopened_by_a_late_event(
         assert (value["clicks"], key["tile_ms"]) == (clicks[place], DAY_MS)
     assert report[0]["rows"] == len(wanted)
 
-    assert [tiles["days"] for tiles in refresh_tiles(spark, run)] == [[], []], "nothing changed"
+    assert [tiles["days"] for tiles in refresh()] == [[], []], "nothing changed"
     late = {**past[0], "event_id": "late", "event_type": "like", "request_id": None}
     add_events(spark, lake, [late])
     rows.append(late)
-    reopened = refresh_tiles(spark, run)
+    reopened = refresh()
     assert [tiles["days"] for tiles in reopened] == [[str(past[0]["event_date"])]] * len(FAMILIES)
 
-    again = refresh_tiles(spark, replace(run, resend_tiles=True))
+    again = refresh(every_day=True)
     assert [tiles["days"] for tiles in again] == [tiles["days"] for tiles in report], "all of them"
     assert again[0]["rows"] == len(
         {*wanted, (late["user_id"], late["category"], late["event_time_ms"] // DAY_MS * DAY_MS)}

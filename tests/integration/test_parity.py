@@ -10,14 +10,13 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from batch.day_tiles import refresh_days
+from batch.day_tiles import refresh_families
 from batch.lake import TABLES, read_table
 from batch.lake_ingest import LakeIngest, run_ingest
 from batch.point_in_time import values_as_of
 from features.backends import Backend, open_backend
 from features.names import MS_PER_HOUR, MS_PER_MINUTE
 from features.specs import KEY_FIELDS, Entity, features_of
-from features.tiles import FAMILIES
 from tests.oracles.keyed_sets import assert_sets_are_those_of
 from tests.oracles.stream import Record, as_window_events, judge, produce, stream
 from tests.oracles.windows import assert_windows_are_those_of
@@ -81,10 +80,8 @@ def _kill_under_load(chain: Chain) -> None:
 
 
 def _send_day_tiles(spark: SparkSession, lake: LakeIngest, now_ms: int) -> None:
-    for family in FAMILIES:
-        topic = lake.topics.tiles(family.name)
-        report = refresh_days(spark, lake.lake, family, now_ms, lake.bootstrap_servers, topic)
-        assert report["rows"], "a day is over"
+    reports = refresh_families(spark, lake.lake, now_ms, lake.bootstrap_servers, lake.topics)
+    assert all(report["rows"] for report in reports), "a day is over"
 
 
 def _agrees_with_oracle(store: Backend, arrived: list[Record], instant_ms: int) -> dict[Entity, Values]:
