@@ -3,15 +3,17 @@
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.settings import environment_python
+from infra.spark import jars, submit_environment
+from tests.conftest import QUICK_START
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-SPARK_JARS = Path(__file__).resolve().parent.parent.parent / ".jars" / "spark"
 SUBMIT_FLAGS = (
     "--master",
     "local[2]",
@@ -23,12 +25,9 @@ SUBMIT_FLAGS = (
     "spark.driver.bindAddress=127.0.0.1",
     # Small data: compiling quickly beats compiling well.
     "--conf",
-    "spark.driver.extraJavaOptions=-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC",
+    f"spark.driver.extraJavaOptions={QUICK_START} -XX:+UseSerialGC",
     "--jars",
-    ",".join(
-        f"{SPARK_JARS}/{name}-*.jar"
-        for name in ("delta", "spark-sql-kafka", "spark-token-provider-kafka", "kafka-clients", "commons-pool2")
-    ),
+    jars(),
 )
 
 
@@ -48,5 +47,5 @@ def spark() -> "Iterator[SparkSession]":
 @pytest.fixture(scope="session")
 def submit() -> list[str]:
     """`spark-submit` of the app environment with the flags that the jobs need."""
-    binaries = SPARK_JARS.parent.parent / ".venv/app/bin"
-    return ["env", f"PYSPARK_PYTHON={binaries}/python", f"{binaries}/spark-submit", *SUBMIT_FLAGS]
+    variables = [f"{name}={value}" for name, value in submit_environment().items()]
+    return ["env", *variables, str(environment_python("app").parent / "spark-submit"), *SUBMIT_FLAGS]
