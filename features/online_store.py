@@ -314,9 +314,7 @@ def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: E
 
 _NANOS_PER_MS = 1_000_000
 _VECTOR = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
-_VALUES_FIELD, _STATUSES_FIELD, _STAMPS_FIELD = (
-    _VECTOR[name].number for name in ("values", "statuses", "event_timestamps")
-)
+_VALUES_FIELD, _STAMPS_FIELD = (_VECTOR[name].number for name in ("values", "event_timestamps"))
 _INT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["int64_val"].number
 _FLOAT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["double_val"].number
 _SECONDS_FIELD, _NANOS_FIELD = (Timestamp.DESCRIPTOR.fields_by_name[name].number for name in ("seconds", "nanos"))
