@@ -365,7 +365,7 @@ def test_a_refused_checkpoint_is_rebuilt_from_the_lake_while_the_stack_is_down(
     assert "run the lake_ingest DAG first" in _reprocess(settings, log, "--source", "lake", ends_with=1)
     _ingest(settings, submit)
     _delete_before(settings, 3)
-    assert "Take --source lake" in _reprocess(settings, log, ends_with=1)
+    assert "take --source lake" in _reprocess(settings, log, ends_with=1)
 
     stack.stop()
     (settings.flink_checkpoints_dir / f"{HASH}r2" / "plan").write_text("another plan\n")
