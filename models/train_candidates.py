@@ -42,8 +42,8 @@ def tune(events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: i
     matrix = feedback(before, len(item_table))
     tried = []
     for choice in TUNING_GRID:
-        candidate = config.model_copy(update=choice)
-        metrics = evaluate_sources({"als": train_als(matrix, candidate, seed)}, asked)["als"]
+        candidate = config.model_copy(update={"als": config.als.model_copy(update=choice)})
+        metrics = evaluate_sources({"als": train_als(matrix, candidate.als, seed)}, asked)["als"]
         log.info("tuning als %s: recall@100 %.4f", choice, metrics["recall@100"])
         tried.append(((metrics["recall@100"], metrics["mrr"]), candidate))
     return max(tried, key=lambda pair: pair[0])[1]

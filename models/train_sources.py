@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from implicit.cpu.als import AlternatingLeastSquares
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from features.names import MS_PER_DAY
+from models.als import AlsConfig, Factors, factorise
 from models.history import EVENT_TYPES, EVENT_WEIGHTS, collapse
 from models.item_table import UNKNOWN, ItemTable
 from models.lake import EventLog
@@ -31,18 +31,12 @@ class SourcesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    embedding_dim: int = Field(default=64, ge=1, le=1024)
-    """Width D of the ALS factors."""
-    regularization: float = Field(default=0.05, ge=0)
-    alpha: float = Field(default=2.0, gt=0)
-    """Confidence of an observed pair is alpha times its weight; of an unobserved one 1."""
-    epochs: int = Field(default=15, ge=1)
+    als: AlsConfig = AlsConfig()
     neighbours: int = Field(default=100, ge=1)
     """Similar items kept an item."""
     shrinkage: float = Field(default=10.0, ge=0)
     """Pull of item similarities towards 0 where few users support them."""
     popularity_half_life_ms: int = Field(default=2 * MS_PER_DAY, ge=1)
-    threads: int = Field(default=2, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +62,7 @@ def train_sources(log: EventLog, item_table: ItemTable, config: SourcesConfig, s
     """Every source, trained on the log, which must not be empty."""
     matrix = feedback(log, len(item_table))
     return {
-        "als": train_als(matrix, config, seed),
+        "als": train_als(matrix, config.als, seed),
         "item2item": train_item2item(matrix, config),
         "popular": train_popular(log, len(item_table), config),
         "trending": TrendingSource(),
@@ -78,53 +72,55 @@ def train_sources(log: EventLog, item_table: ItemTable, config: SourcesConfig, s
     }
 
 
-def train_als(matrix: Feedback, config: SourcesConfig, seed: int) -> AlsSource:
+def train_als(matrix: Feedback, config: AlsConfig, seed: int) -> AlsSource:
     """Factorises the weights; only the items' factors are kept, since users are folded in."""
-    return fit_implicit(matrix, config, seed)[0]
+    return als_source(factorise(matrix.weight_UI, config, seed), config)
 
 
-def fit_implicit(matrix: Feedback, config: SourcesConfig, seed: int) -> tuple[AlsSource, AlternatingLeastSquares]:
-    """The source and the `implicit` model that it comes from. Seeded; rows are solved independently of threads."""
-    with threadpool_limits(limits=1, user_api="blas"):  # implicit has its own threads and slows down under BLAS'
-        model = AlternatingLeastSquares(
-            factors=config.embedding_dim,
-            regularization=config.regularization,
-            alpha=config.alpha,
-            iterations=config.epochs,
-            num_threads=config.threads,
-            random_state=seed,
-        )
-        model.fit(matrix.weight_UI.astype(np.float32), show_progress=False)
-    factors_ID = np.nan_to_num(np.asarray(model.item_factors, np.float32))
-    source = AlsSource(item_factors_ID=factors_ID, regularization=config.regularization, alpha=config.alpha)
-    return source, model
+def als_source(factors: Factors, config: AlsConfig) -> AlsSource:
+    """The source of factors that were trained so."""
+    return AlsSource(
+        item_factors_ID=factors.item_ID,
+        alpha=config.alpha,
+        regularization=config.regularization,
+        frequency_exponent=config.frequency_exponent,
+        unobserved_weight=config.unobserved_weight,
+    )
 
 
 def train_item2item(matrix: Feedback, config: SourcesConfig) -> Item2ItemSource:
-    """Cosine of the items' audiences, damped for busy users and shrunk for thin support.
+    """Each item's neighbours by `neighbours_of`."""
+    neighbour_IN, similarity_IN = neighbours_of(matrix.weight_UI, config.neighbours, config.shrinkage)
+    return Item2ItemSource(neighbour_IN=neighbour_IN, similarity_IN=similarity_IN)
 
-    Dividing by the audiences' sizes is the correction for popularity; a user counts 1 / log2(2 + items) (the inverse
-    user frequency of Breese et al., 1998).
+
+def neighbours_of(
+    weight_UI: sparse.csr_matrix[Any], neighbours: int, shrinkage: float
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Each item's nearest neighbours and their similarities, `[I, N]` both: the cosine of the items' audiences.
+
+    Damped for busy users and shrunk for thin support. Dividing by the audiences' sizes is the correction for
+    popularity; a user counts 1 / log2(2 + items) (the inverse user frequency of Breese et al., 1998).
     """
-    liked_UI = matrix.weight_UI.copy()
+    liked_UI = weight_UI.copy()
     liked_UI.data = np.ones_like(liked_UI.data, dtype=np.float32)
     per_user_U = np.diff(liked_UI.indptr)
     damped_UI = sparse.diags(1 / np.log2(2 + per_user_U)).astype(np.float32) @ liked_UI
     audience_I = np.asarray(liked_UI.multiply(damped_UI).sum(axis=0)).ravel()
-    items, kept = liked_UI.shape[1], min(config.neighbours, liked_UI.shape[1])
+    items, kept = liked_UI.shape[1], min(neighbours, liked_UI.shape[1])
     neighbour_IN = np.zeros((items, kept), np.int32)
     similarity_IN = np.zeros((items, kept), np.float32)
     liked_IU, damped_UI = liked_UI.T.tocsr(), damped_UI.tocsc()
     for start in range(0, items, SIMILARITY_CHUNK):
         rows = slice(start, min(start + SIMILARITY_CHUNK, items))
         together_RI = (liked_IU[rows] @ damped_UI).toarray()
-        norm_RI = np.sqrt(audience_I[rows, None] * audience_I[None, :]) + config.shrinkage
+        norm_RI = np.sqrt(audience_I[rows, None] * audience_I[None, :]) + shrinkage
         similarity_RI = together_RI / norm_RI
         similarity_RI[np.arange(len(similarity_RI)), np.arange(rows.start, rows.stop)] = 0
         best_RN = np.argsort(-similarity_RI, axis=1, kind="stable")[:, :kept]
         neighbour_IN[rows] = best_RN
         similarity_IN[rows] = np.take_along_axis(similarity_RI, best_RN, axis=1)
-    return Item2ItemSource(neighbour_IN=neighbour_IN, similarity_IN=similarity_IN)
+    return neighbour_IN, similarity_IN
 
 
 def train_popular(log: EventLog, items: int, config: SourcesConfig) -> PopularSource:

@@ -29,7 +29,7 @@ def demo_settings(seed: int) -> Settings:
 def run_demo(options: DemoOptions, console: Console) -> int:
     """Runs the whole demo and returns 0. Every process it starts has ended when it returns or raises.
 
-    Raises `DataError`, `DemoError`, `StackError`, `AirflowError`, `ProduceError` or `RankingError`, each with one sentence.
+    Raises `AirflowError`, `DataError`, `DemoError`, `ProduceError`, `RankingError` or `StackError`: one sentence each.
     """
     phases, report = Phases(console=console), Report()
     if options.data == "movielens":

@@ -20,16 +20,19 @@ class AlsSource:
     name: ClassVar[str] = "als"
 
     item_factors_ID: Float32s
-    regularization: float
     alpha: float
-    """Confidence of an observed pair: `alpha * weight`; of an unobserved one: 1."""
+    """Confidence of an observed pair: `alpha * weight`."""
+    regularization: float
+    frequency_exponent: float = 0.0
+    unobserved_weight: float = 1.0
+    """This and the two above as `models.als.AlsConfig` has them."""
 
     @cached_property
     def gram_DD(self) -> npt.NDArray[np.float64]:  # noqa: N802 - shape suffix
-        """YtY + regularization * I."""
+        """YtY."""
         factors_ID = self.item_factors_ID.astype(np.float64)
         gram: npt.NDArray[np.float64] = factors_ID.T @ factors_ID
-        return gram + self.regularization * np.eye(gram.shape[0])
+        return gram
 
     def fold_in(self, item_index_L: Int32s, weight_L: Float32s) -> Float32s:
         """The user's factors `[D]` with items fixed: what training would give for the same interactions.
@@ -39,8 +42,10 @@ class AlsSource:
         known_L = item_index_L < len(self.item_factors_ID)
         factors_LD = self.item_factors_ID[item_index_L[known_L]].astype(np.float64)
         confidence_L = self.alpha * weight_L[known_L].astype(np.float64)
-        # Xu = (YtCuY + regularization * I)^-1 (YtCuPu), where Cu is 1 + (c - 1) on the observed items.
-        left_DD = self.gram_DD + factors_LD.T @ ((confidence_L - 1.0)[:, None] * factors_LD)
+        # Xu = (YtCuY + l * I)^-1 YtCuPu, where Cu is w on every item and c - w more on the observed ones.
+        w, (items, width) = self.unobserved_weight, self.item_factors_ID.shape
+        ridge = self.regularization * (len(confidence_L) + w * items) ** self.frequency_exponent
+        left_DD = w * self.gram_DD + factors_LD.T @ ((confidence_L - w)[:, None] * factors_LD) + ridge * np.eye(width)
         user_D = np.linalg.solve(left_DD, factors_LD.T @ confidence_L)
         return user_D.astype(np.float32)
 
@@ -53,12 +58,18 @@ class AlsSource:
         return top(score_I, request.allowed_I, count)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Factors and the two constants of the fold-in."""
-        constants = np.array([self.regularization, self.alpha])
+        """Factors and the constants of the fold-in."""
+        constants = np.array([self.alpha, self.regularization, self.frequency_exponent, self.unobserved_weight])
         return {"item_factors_ID": self.item_factors_ID, "constants": constants}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Reads what `to_arrays` gave."""
-        regularization, alpha = (float(value) for value in arrays["constants"])
-        return cls(item_factors_ID=arrays["item_factors_ID"], regularization=regularization, alpha=alpha)
+        alpha, regularization, exponent, weight = (float(value) for value in arrays["constants"])
+        return cls(
+            item_factors_ID=arrays["item_factors_ID"],
+            alpha=alpha,
+            regularization=regularization,
+            frequency_exponent=exponent,
+            unobserved_weight=weight,
+        )

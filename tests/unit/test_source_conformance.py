@@ -7,6 +7,7 @@ import pytest
 
 from features.items import Item
 from features.names import MS_PER_DAY
+from models.als import AlsConfig
 from models.history import EVENT_TYPES, collapse
 from models.item_table import ItemTable
 from models.lake import EventLog
@@ -35,7 +36,9 @@ def trained() -> tuple[dict[str, Source], ItemTable]:
         time_ms_N=lake.events.column("event_time_ms").to_numpy(),
     )
     assert collapse(log.user_N, log.item_N, log.type_N, log.time_ms_N).row_N.size > 50
-    return train_sources(log, table, SourcesConfig(embedding_dim=8, epochs=3, neighbours=20), seed=0), table
+    return train_sources(
+        log, table, SourcesConfig(als=AlsConfig(embedding_dim=8, epochs=3), neighbours=20), seed=0
+    ), table
 
 
 @pytest.fixture
