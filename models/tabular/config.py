@@ -168,19 +168,22 @@ class TabularConfig(_Strict):
 
 def read_config(file: Path) -> TabularConfig:
     """The configuration in a JSON or YAML file. Raises `RefusalError` that names every wrong key."""
+    is_yaml = file.suffix in (".yaml", ".yml")
     try:
-        text = file.read_text()
-        if file.suffix in (".yaml", ".yml"):
-            import yaml
-
-            record = yaml.safe_load(text)
-        else:
-            record = json.loads(text)
+        record = _from_yaml(file) if is_yaml else json.loads(file.read_text())
     except (OSError, ValueError, ImportError) as error:
-        raise RefusalError(f"configuration {file}: {_one_line(error)}; give a JSON or YAML file.") from error
-    except yaml.YAMLError as error:
-        raise RefusalError(f"configuration {file} is not YAML: {_one_line(error)}.") from error
+        reason = " ".join(str(error).split())
+        raise RefusalError(f"configuration {file} cannot be read: {reason}; give a JSON or YAML file.") from error
     return parse_config(record, str(file))
+
+
+def _from_yaml(file: Path) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def parse_config(record: object, source: str) -> TabularConfig:
@@ -198,7 +201,3 @@ def _told(place: tuple[int | str, ...], kind: str, message: str) -> str:
         return f"unknown key {where}; remove it or correct its name"
     message = message.removeprefix("Value error, ")
     return f"{where}: {message[0].lower()}{message[1:]}" if where else message
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """Columns as arrays, by constants of the training rows. Shapes: N rows, F numbers, K category columns, P pieces."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberScale:
-    """How one number is scaled. `scale` is `quantile`, with the knots' values and their standard normal places, or `log`.
+    """How one number is scaled: `quantile` by knots (value and standard normal place), `log` by mean and deviation.
 
     `edges` bound the pieces of the scaled value.
     """
@@ -62,6 +62,13 @@ class NumberScale:
         else:
             scaled_N = (np.sign(raw_N) * np.log1p(np.abs(raw_N)) - self.mean) / self.deviation
         return np.where(np.isnan(raw_N), np.nan, np.clip(scaled_N, -MAX_STANDARD, MAX_STANDARD))
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> "NumberScale":
+        """Reads the fields as JSON has them, and lets the column's name be."""
+        fields: dict[str, Any] = {name: tuple(got) if isinstance(got, list) else got for name, got in record.items()}
+        fields.pop("column", None)
+        return NumberScale(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +114,18 @@ class Encoder:
         return [scale.edges for scale in self.numeric.values()]
 
     def to_json(self) -> dict[str, Any]:
-        """All constants as JSON values."""
-        return asdict(self)
+        """All constants as JSON values; lists, so that a writer that sorts keys keeps the columns' order."""
+        return {
+            "numeric": [{"column": name, **asdict(scale)} for name, scale in self.numeric.items()],
+            "categorical": [{"column": name, "known": list(known)} for name, known in self.categorical.items()],
+        }
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> "Encoder":
         """Reads what `to_json` gave. Raises `KeyError` or `TypeError` when it is something else."""
         return Encoder(
-            numeric={
-                name: NumberScale(**{key: tuple(got) if isinstance(got, list) else got for key, got in scale.items()})
-                for name, scale in record["numeric"].items()
-            },
-            categorical={name: tuple(known) for name, known in record["categorical"].items()},
+            numeric={scale["column"]: NumberScale.from_json(scale) for scale in record["numeric"]},
+            categorical={column["column"]: tuple(column["known"]) for column in record["categorical"]},
         )
 
 
@@ -144,8 +151,7 @@ def _fit_scale(raw_N: Float64s, scale: str, pieces: int) -> NumberScale:
     weight_V = np.cumsum(np.sqrt(count_V))
     at = np.searchsorted(weight_V, np.linspace(weight_V[0], weight_V[-1], pieces + 1))
     edges = np.unique(fitted(value_V[np.minimum(at, len(value_V) - 1)])) if pieces else np.empty(0)
-    kept = {name: value for name, value in asdict(fitted).items() if name != "edges"}
-    return NumberScale(**kept, edges=tuple(edges.tolist()))
+    return replace(fitted, edges=tuple(edges.tolist()))
 
 
 def _ranked(value_V: Float64s, count_V: Int64s) -> NumberScale:

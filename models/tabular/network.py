@@ -1,6 +1,7 @@
 """The multitask network of a table. Shapes: N rows, F numbers, K category columns, P pieces, I inputs, T tasks."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class TabularNetwork(nn.Module):
         widths = [self.inputs.width, *config.hidden_dims]
         layers = [
             nn.Sequential(nn.Linear(read, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(config.dropout))
-            for read, width in zip(widths, widths[1:], strict=False)
+            for read, width in pairwise(widths)
         ]
         self.hidden = nn.Sequential(*layers)
         self.mixture = _mixture(widths[-1], tasks, config)
@@ -35,6 +36,10 @@ class TabularNetwork(nn.Module):
         logit_NT: Tensor = self.towers(self.mixture(self.hidden(input_NI)))
         return logit_NT if self.wide is None else logit_NT + self.wide(piece_NP, code_NK)
 
+    def start_at(self, label_NT: Tensor) -> None:
+        """Sets each task's bias to its mean label."""
+        self.towers.start_at(label_NT)
+
 
 class SingleTasks(nn.Module):
     """A network for each task, which share nothing: what sharing has to beat."""
@@ -44,6 +49,11 @@ class SingleTasks(nn.Module):
     ) -> None:
         super().__init__()
         self.each = nn.ModuleList(TabularNetwork(sizes, edges, 1, config) for _ in range(tasks))
+
+    def start_at(self, label_NT: Tensor) -> None:
+        """Sets each task's bias to its mean label."""
+        for t, one in enumerate(self.each):
+            one.start_at(label_NT[:, t : t + 1])  # type: ignore[operator]  # mypy takes a ModuleList's parts for any module
 
     def forward(self, number_NF: Tensor, code_NK: Tensor) -> Tensor:
         """Logits `[N, T]`."""
@@ -57,15 +67,6 @@ def build_network(sizes: Sequence[int], edges: Sequence[Sequence[float]], tasks:
     """The network that the configuration names, for columns with these numbers of codes and edges of pieces."""
     made = SingleTasks if config.mixture == "single-task" else TabularNetwork
     return made(sizes, edges, tasks, config)
-
-
-def start_at(network: Network, label_NT: Tensor) -> None:
-    """Sets each task's bias to its mean label."""
-    if isinstance(network, TabularNetwork):
-        network.towers.start_at(label_NT)
-        return
-    for t, one in enumerate(network.each):
-        start_at(one, label_NT[:, t : t + 1])
 
 
 def _mixture(width: int, tasks: int, config: NetworkConfig) -> MMoE | PLE:
@@ -91,7 +92,7 @@ class _Inputs(nn.Module):
 
     def __init__(self, sizes: Sequence[int], edges: Sequence[Sequence[float]], embedding_dim: int) -> None:
         super().__init__()
-        pairs = [(f, low, high) for f, own in enumerate(edges) for low, high in zip(own, own[1:], strict=False)]
+        pairs = [(f, low, high) for f, own in enumerate(edges) for low, high in pairwise(own)]
         self.register_buffer("owner_P", torch.tensor([pair[0] for pair in pairs], dtype=torch.int64))
         self.register_buffer("low_P", torch.tensor([pair[1] for pair in pairs], dtype=torch.float32))
         self.register_buffer("scale_P", torch.tensor([1 / (pair[2] - pair[1]) for pair in pairs], dtype=torch.float32))

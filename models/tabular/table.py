@@ -34,7 +34,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
             source = csv.read_csv(path, convert_options=options)
             names = source.column_names
         else:
-            source = ds.dataset(path, format="parquet")
+            source = ds.dataset(path, format="parquet", partitioning="hive")
             names = source.schema.names
         _demand(path, columns, names)
         table = source.select(columns) if isinstance(source, pa.Table) else source.to_table(columns=list(columns))
@@ -107,7 +107,7 @@ def _label(column: pa.ChunkedArray, task: Task) -> Float64s:
         hint = "set positive to the value that counts as 1" if task.kind == "binary" else "give numbers in [0, 1]"
         raise RefusalError(f"{what} is text such as {_some(column)}; {hint}.")
     label_N = numbers(column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column, what)
-    is_null_N = np.asarray(column.is_null().to_numpy(zero_copy_only=False) if hasattr(column, "is_null") else [], bool)
+    is_null_N = np.asarray(column.is_null().to_numpy(), bool)
     given_N = label_N[~is_null_N]
     _demand_finite(given_N, what)
     allowed_N = np.isin(given_N, (0, 1)) if task.kind == "binary" else (given_N >= 0) & (given_N <= 1)

@@ -16,7 +16,7 @@ from models.ranker.evaluation import POSITIVE
 from models.ranker.optimiser import AdamW
 from models.tabular.config import TabularConfig
 from models.tabular.encoding import UNKNOWN, Encoded, Encoder
-from models.tabular.network import Network, build_network, start_at
+from models.tabular.network import Network, build_network
 
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
@@ -62,7 +62,7 @@ def train_network(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     network = build_network(encoder.sizes, encoder.edges, len(config.tasks), settings)
-    start_at(network, torch.from_numpy(train.label_NT))
+    network.start_at(torch.from_numpy(train.label_NT))
     optimiser = AdamW(network.parameters(), settings.learning_rate, settings.weight_decay)
     progress = run_epochs(
         network,
