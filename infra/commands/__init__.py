@@ -1,5 +1,31 @@
 """Groups of the `millrace` command, one module a group. Each command imports what it needs when it runs."""
 
+import logging
+
+from rich.console import Console, RenderableType
+
 
 class CommandError(Exception):
     """One sentence for the user: what was got, what is allowed, what to do."""
+
+
+PIPE_WIDTH = 120
+"""Columns of a table that goes to a file or another program."""
+
+
+def say(what: RenderableType) -> None:
+    """Shows a line or a table on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    console.print(what, markup=False)
+
+
+def show_progress() -> None:
+    """Shows what the models report while they train, on standard error."""
+    logger = logging.getLogger("models")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -1,24 +1,30 @@
 """`millrace evaluate …`: how good models are on one's own tables."""
 
-import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, help="Measure models on your own tables.")
-console = Console(highlight=False, soft_wrap=True)
 
 
-@app.callback()
-def _progress() -> None:
-    """Measure models on your own tables."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("models").setLevel(logging.INFO)
+class CandidateModel(StrEnum):
+    """`models.interactions.recommenders.Kind`, without what it imports."""
+
+    ALS = "als"
+    ITEM2ITEM = "item2item"
+    POPULAR = "popular"
+
+
+class SplitName(StrEnum):
+    """Which rows of the table are asked."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+    ALL = "all"
 
 
 @app.command()
@@ -30,7 +36,7 @@ def candidates(
     negatives: Annotated[
         Path | None, typer.Option(exists=True, help="user_id, item_id to rank among; default: the whole catalogue.")
     ] = None,
-    model: Annotated[str, typer.Option(help="als, item2item or popular.")] = "als",
+    model: Annotated[CandidateModel, typer.Option(help="What is trained.")] = CandidateModel.ALS,
     config: Annotated[Path | None, typer.Option(exists=True, help="JSON file of the model's settings.")] = None,
     tune: Annotated[int, typer.Option(min=0, help="Trials of a search for settings, on a part of --train.")] = 0,
     tune_limit: Annotated[float, typer.Option(min=0.001, help="Seconds after which no trial begins.")] = 1_800.0,
@@ -39,19 +45,18 @@ def candidates(
     out: Annotated[Path | None, typer.Option(help="Also write the report there, as JSON.")] = None,
 ) -> None:
     """Train a candidate model on one table and measure how it ranks another."""
-    from infra.commands import CommandError
+    from infra.commands import say, show_progress
     from models.interactions.evaluate import Evaluation, evaluate
     from models.interactions.recommenders import Kind
     from models.workspace import atomic_json
 
-    if model not in list(Kind):
-        raise CommandError(f"--model: got {model!r}; allowed: {', '.join(Kind)}.")
+    show_progress()
     ranks = {"ranks": tuple(k)} if k else {}
     asked = Evaluation(
         train=train,
         test=test,
         negatives=negatives,
-        model=Kind(model),
+        model=Kind(model.value),
         config=config,
         tune=tune,
         tune_limit_s=tune_limit,
@@ -62,8 +67,29 @@ def candidates(
     table = Table("metric", "value", "95% interval", box=None)
     for name, (low, high) in report["intervals"].items():
         table.add_row(name, f"{report[name]:.4f}", f"{low:.4f} – {high:.4f}")
-    console.print(table)
-    console.print(f"{report['model']} on {report['test_users']:,} test users, {report['protocol']}", markup=False)
     if out is not None:
         atomic_json(out, report)
-        console.print(f"report: {out}", markup=False)
+    say(table)
+    say(f"{report['model']} on {report['test_users']:,} test users, {report['protocol']}")
+
+
+@app.command()
+def ranker(
+    model: Annotated[Path, typer.Option(help="Directory that millrace train ranker wrote.")],
+    examples: Annotated[Path, typer.Option(help="The table that it was trained from; with --split all, any.")],
+    split: Annotated[SplitName, typer.Option(help="The split's part, or all rows.")] = SplitName.TEST,
+    test: Annotated[Path | None, typer.Option(help="Table of the test rows, when they are apart.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the metrics there, as JSON.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Add LightGBM, single-task networks and the training rate.")] = False,
+) -> None:
+    """Measure a trained ranker on a part of a table, beside baselines when asked."""
+    from infra.commands import say, show_progress
+    from infra.ranker_view import ranker_view
+    from models.tabular.run import evaluate
+    from models.workspace import atomic_json
+
+    show_progress()
+    report = evaluate(model, examples, split=split.value, test=test, with_baselines=baselines)
+    if out is not None:
+        atomic_json(out, report)
+    say(ranker_view(report))

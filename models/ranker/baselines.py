@@ -41,6 +41,9 @@ def train_trees(
     rows: Sequence[Int64s],
     seed: int,
     threads: int,
+    *,
+    rounds: int = MAX_ROUNDS,
+    learning_rate: float = 0.1,
 ) -> lgb.Booster | None:
     """One head's trees: `rows` are train and validation, the latter for early stopping. None with too few positives."""
     train, validation = (part[~np.isnan(label_N[part])] for part in rows)
@@ -49,7 +52,7 @@ def train_trees(
     settings = {
         "objective": "cross_entropy",
         "num_leaves": 31,
-        "learning_rate": 0.1,
+        "learning_rate": learning_rate,
         "min_data_in_leaf": 50,
         "num_threads": threads,
         "seed": seed,
@@ -61,9 +64,9 @@ def train_trees(
     return lgb.train(
         settings,
         sets[0],
-        num_boost_round=MAX_ROUNDS,
+        num_boost_round=rounds,
         valid_sets=[sets[1]],
-        callbacks=[lgb.early_stopping(10, verbose=False)],
+        callbacks=[lgb.early_stopping(max(10, rounds // 20), verbose=False)],
     )
 
 

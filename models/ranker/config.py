@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.ranker.experts import Mixture
 from models.ranker_inputs import HEADS
 
 
@@ -21,7 +22,14 @@ class RankerConfig(BaseModel):
     """Width of the device and of the hour embedding."""
     hidden_dim: int = Field(default=96, ge=1)
     """Width of the shared first layer."""
+    mixture: Mixture = "mmoe"
+    """How the heads share: one pool of experts, or shared and own ones in levels (`models.ranker.experts`)."""
     experts: int = Field(default=4, ge=1)
+    """That all heads share; of `ple`, at each level."""
+    own_experts: int = Field(default=1, ge=1)
+    """Of each head at each level; only `ple` has them."""
+    levels: int = Field(default=2, ge=1, le=8)
+    """Extraction levels of `ple`."""
     expert_dim: int = Field(default=48, ge=1)
     tower_dim: int = Field(default=24, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)

@@ -1,7 +1,7 @@
-"""The multitask ranker in torch: a first layer in three parts, a mixture of experts with a gate a head (MMoE).
+"""The multitask ranker in torch: a first layer in three parts, a mixture of experts a head (`experts`), towers.
 
-Ma et al., KDD 2018; the additive position term is Zhao et al., RecSys 2019. Shapes: U user rows (C or 1, broadcast),
-C candidates, F features, L history slots, A attention width, K decays, H hidden, E experts, T heads.
+The additive position term is Zhao et al., RecSys 2019. Shapes: U user rows (C or 1, broadcast),
+C candidates, F features, L history slots, A attention width, K decays, H hidden, D expert width, T heads.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from features.names import MS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
 from features.specs import WINDOWED_FEATURES, Aggregate
 from models.ranker.config import RankerConfig
+from models.ranker.experts import PLE, MMoE, Towers
 from models.ranker_inputs import CANDIDATE_FEATURES, MAX_POSITION, USER_FEATURES, RankerInputs, RankerLayout
 
 INPUT_NAMES: tuple[str, ...] = tuple(field.name for field in fields(RankerInputs))
@@ -79,15 +80,10 @@ class RankerNetwork(nn.Module):
         self.from_candidate = nn.Linear(candidate_dim, config.hidden_dim, bias=False)
         self.from_cross = nn.Linear(2 * content_dim + matches, config.hidden_dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.experts = nn.Linear(config.hidden_dim, config.experts * config.expert_dim)
-        self.gates = nn.Linear(config.hidden_dim, heads * config.experts)
-        self.tower_in = nn.Parameter(torch.randn(heads, config.expert_dim, config.tower_dim) * config.expert_dim**-0.5)
-        self.tower_bias = nn.Parameter(torch.zeros(heads, config.tower_dim))
-        self.tower_out = nn.Parameter(torch.randn(heads, config.tower_dim) * config.tower_dim**-0.5)
-        self.head_bias = nn.Parameter(torch.zeros(heads))
+        self.mixture = _mixture(heads, config)
+        self.towers = Towers(heads, config.expert_dim, config.tower_dim)
         self.position = nn.Embedding(MAX_POSITION + 1, heads)
         nn.init.zeros_(self.position.weight)
-        self.shape = (heads, config.experts, config.expert_dim)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits `[C, T]`."""
@@ -108,7 +104,8 @@ class RankerNetwork(nn.Module):
             + self._cross(inputs, content_CA, history_ULA)
         )
         position_CT: Tensor = self.position(torch.clamp(inputs["position_C"], max=MAX_POSITION))
-        return self._heads(self.dropout(torch.relu(hidden_CH))) + position_CT
+        logit_CT: Tensor = self.towers(self.mixture(self.dropout(torch.relu(hidden_CH))))
+        return logit_CT + position_CT
 
     def _user(self, inputs: Mapping[str, Tensor], history_ULA: Tensor) -> Tensor:
         weight_UL = torch.log1p(inputs["history_weight_UL"])
@@ -145,19 +142,24 @@ class RankerNetwork(nn.Module):
         part_CH: Tensor = self.from_cross(torch.cat(matches, dim=1))
         return part_CH
 
-    def _heads(self, hidden_CH: Tensor) -> Tensor:
-        heads, experts, width = self.shape
-        expert_CED = torch.relu(self.experts(hidden_CH)).reshape(-1, experts, width)
-        gate_CTE = torch.softmax(self.gates(hidden_CH).reshape(-1, heads, experts), dim=2)
-        mixed_CTD = torch.matmul(gate_CTE, expert_CED)
-        tower_TCD = torch.relu(torch.matmul(mixed_CTD.transpose(0, 1), self.tower_in) + self.tower_bias[:, None, :])
-        return (tower_TCD * self.tower_out[:, None, :]).sum(dim=2).transpose(0, 1) + self.head_bias
-
     def forget_rare_items(self, examples_I: np.ndarray[tuple[int], np.dtype[np.int64]], fewest: int) -> None:
         """Gives items with fewer than `fewest` training examples the embedding of an unknown item."""
         rare = torch.from_numpy(np.flatnonzero(examples_I < fewest) + 1)
         with torch.no_grad():
             self.item.weight[rare] = self.item.weight[0].clone()
+
+
+def _mixture(heads: int, config: RankerConfig) -> MMoE | PLE:
+    if config.mixture == "mmoe":
+        return MMoE(hidden_dim=config.hidden_dim, tasks=heads, experts=config.experts, expert_dim=config.expert_dim)
+    return PLE(
+        hidden_dim=config.hidden_dim,
+        tasks=heads,
+        shared_experts=config.experts,
+        own_experts=config.own_experts,
+        expert_dim=config.expert_dim,
+        levels=config.levels,
+    )
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:

@@ -17,11 +17,13 @@ from models.item_table import UNKNOWN, ItemTable, train_item_table
 from models.metrics import auc, log_loss
 from models.ranker.calibration import Calibration, fit_platt, identity
 from models.ranker.config import RankerConfig
+from models.ranker.epochs import TrainingError, masked_loss
+from models.ranker.experts import Mixture
 from models.ranker.export import difference, export
 from models.ranker.network import RankerNetwork
 from models.ranker.optimiser import AdamW
 from models.ranker.scorer import Ranker
-from models.ranker.training import Data, Trained, TrainingError, masked_loss, predict, train_ranker
+from models.ranker.training import Data, Trained, predict, train_ranker
 from models.ranker_inputs import (
     CANDIDATE_FEATURES,
     HEADS,
@@ -247,9 +249,13 @@ def test_rare_items_are_scored_as_unknown_ones(layout: RankerLayout) -> None:
     assert not torch.equal(weight[4], weight[OOV])
 
 
+@pytest.mark.parametrize("mixture", ["mmoe", "ple"])
 def test_the_exported_graph_equals_torch(
-    trained: Trained, layout: RankerLayout, examples: Examples, tmp_path: Path
+    mixture: Mixture, trained: Trained, data: Data, layout: RankerLayout, examples: Examples, tmp_path: Path
 ) -> None:
+    if mixture == "ple":
+        config = CONFIG.model_copy(update={"mixture": mixture, "epochs": 1})
+        trained = train_ranker(data, layout, config, seed=0)
     path = tmp_path / "ranker.onnx"
     many = examples.inputs.take(np.arange(40))
     export(trained.network, path, [one_user(many), many])
