@@ -247,4 +247,4 @@ def test_the_command_refuses_an_unknown_model(tmp_path: Path) -> None:
     flags = ["--train", str(path), "--test", str(path), "--model", "svd"]
     done = CliRunner().invoke(app, ["evaluate", "candidates", *flags])
     assert done.exit_code == 2
-    assert "'svd' is not one of 'als', 'item2item', 'popular'" in done.output
+    assert all(word in done.output for word in ("svd", "als", "item2item", "popular"))
