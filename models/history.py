@@ -10,28 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from features.events import EventType
+from features.interest import EVENT_WEIGHTS, MAX_ITEM_WEIGHT
 from features.user_state import Interaction
 from models.item_table import UNKNOWN, ItemTable
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
-
-EVENT_WEIGHTS: dict[EventType, float] = {
-    EventType.IMPRESSION: 0.0,
-    EventType.CLICK: 1.0,
-    EventType.WATCH: 1.0,
-    EventType.LIKE: 2.0,
-    EventType.UNLIKE: -2.0,
-    EventType.SHARE: 3.0,
-    EventType.FOLLOW: 2.0,
-    EventType.UNFOLLOW: -2.0,
-    EventType.HIDE: -20.0,
-    EventType.UNHIDE: 20.0,
-}
-"""What one event says of the user's interest in its item. A hide outweighs all that an item can gather."""
-MAX_ITEM_WEIGHT = 10.0
-"""An item's weight is clipped to [0, this]; items of weight 0 leave the history."""
 
 HISTORY_EVENTS = 50
 """The newest events that are read, in a request as in training examples; older ones are in the windows."""

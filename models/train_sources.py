@@ -8,9 +8,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
+from features.interest import EVENT_WEIGHTS
 from features.names import MS_PER_DAY
 from models.als import AlsConfig, Factors, factorise
-from models.history import EVENT_TYPES, EVENT_WEIGHTS, collapse
+from models.history import EVENT_TYPES, collapse
 from models.item_table import UNKNOWN, ItemTable
 from models.lake import EventLog
 from models.sources import Source
@@ -85,6 +86,7 @@ def als_source(factors: Factors, config: AlsConfig) -> AlsSource:
         regularization=config.regularization,
         frequency_exponent=config.frequency_exponent,
         unobserved_weight=config.unobserved_weight,
+        frequency_offset=config.unobserved_weight * len(factors.item_ID),
     )
 
 

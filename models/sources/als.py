@@ -26,6 +26,8 @@ class AlsSource:
     frequency_exponent: float = 0.0
     unobserved_weight: float = 1.0
     """This and the two above as `models.als.AlsConfig` has them."""
+    frequency_offset: float = 0.0
+    """What is added to the number of a row's pairs before the exponent."""
 
     @cached_property
     def gram_DD(self) -> npt.NDArray[np.float64]:  # noqa: N802 - shape suffix
@@ -43,8 +45,8 @@ class AlsSource:
         factors_LD = self.item_factors_ID[item_index_L[known_L]].astype(np.float64)
         confidence_L = self.alpha * weight_L[known_L].astype(np.float64)
         # Xu = (YtCuY + l * I)^-1 YtCuPu, where Cu is w on every item and c - w more on the observed ones.
-        w, (items, width) = self.unobserved_weight, self.item_factors_ID.shape
-        ridge = self.regularization * (len(confidence_L) + w * items) ** self.frequency_exponent
+        w, width = self.unobserved_weight, factors_LD.shape[1]
+        ridge = self.regularization * (len(confidence_L) + self.frequency_offset) ** self.frequency_exponent
         left_DD = w * self.gram_DD + factors_LD.T @ ((confidence_L - w)[:, None] * factors_LD) + ridge * np.eye(width)
         user_D = np.linalg.solve(left_DD, factors_LD.T @ confidence_L)
         return user_D.astype(np.float32)
@@ -59,17 +61,14 @@ class AlsSource:
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Factors and the constants of the fold-in."""
-        constants = np.array([self.alpha, self.regularization, self.frequency_exponent, self.unobserved_weight])
+        constants = np.array([getattr(self, name) for name in _CONSTANTS])
         return {"item_factors_ID": self.item_factors_ID, "constants": constants}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Reads what `to_arrays` gave."""
-        alpha, regularization, exponent, weight = (float(value) for value in arrays["constants"])
-        return cls(
-            item_factors_ID=arrays["item_factors_ID"],
-            alpha=alpha,
-            regularization=regularization,
-            frequency_exponent=exponent,
-            unobserved_weight=weight,
-        )
+        constants = dict(zip(_CONSTANTS, map(float, arrays["constants"]), strict=True))
+        return cls(item_factors_ID=arrays["item_factors_ID"], **constants)
+
+
+_CONSTANTS = ("alpha", "regularization", "frequency_exponent", "unobserved_weight", "frequency_offset")
