@@ -38,11 +38,14 @@ def policy(
     console.print(_policy_table(report))
     mean = report.mean_weight
     unsupported = "unknown" if report.unsupported_share is None else f"at least {report.unsupported_share:.2%}"
-    console.print(
-        f"{report.groups} groups; mean weight {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]; "
-        f"unsupported: {unsupported}; clipped: {report.clipped_share:.2%} of rows",
-        markup=False,
+    said = (
+        f"{report.groups} groups",
+        f"{report.rewarded:.0f} effective rewarded rows",
+        f"mean weight {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
+        f"unsupported {unsupported}",
+        f"clipped {report.clipped_share:.2%} of rows",
     )
+    console.print("; ".join(said), markup=False)
     for warning in report.warnings:
         console.print(f"warning: {warning}", markup=False)
     if out is not None:

@@ -63,9 +63,14 @@ def on_policy_clicks(wheel: Path, campaign: str) -> Int64s:
 
 def prior_policy(wheel: Path, campaign: str, rng: np.random.Generator) -> Float64s:
     """Chance of each item at each position under the published Beta parameters, [A, P]."""
-    with zipfile.ZipFile(wheel) as archive:
-        prior = yaml.safe_load(archive.read(PRIORS))[campaign]
-    return thompson_distribution(np.array(prior["alpha"]), np.array(prior["beta"]), POSITIONS, rng)
+    alpha_A, beta_A = _prior(wheel, campaign)
+    return thompson_distribution(alpha_A, beta_A, POSITIONS, rng)
+
+
+def prior_click_rates(wheel: Path, campaign: str) -> Float64s:
+    """Mean click rate of each item under the published Beta parameters."""
+    alpha_A, beta_A = _prior(wheel, campaign)
+    return alpha_A / (alpha_A + beta_A)
 
 
 def shown_policy(wheel: Path, campaign: str) -> Float64s:
@@ -79,6 +84,12 @@ def shown_policy(wheel: Path, campaign: str) -> Float64s:
     actions = int(_integers(_log(wheel, "random", campaign), "item_id").max()) + 1
     count_PA = np.bincount(position_N * actions + item_N, minlength=POSITIONS * actions).reshape(POSITIONS, actions)
     return np.asarray((count_PA / count_PA.sum(axis=1, keepdims=True)).T, np.float64)
+
+
+def _prior(wheel: Path, campaign: str) -> tuple[Float64s, Float64s]:
+    with zipfile.ZipFile(wheel) as archive:
+        prior = yaml.safe_load(archive.read(PRIORS))[campaign]
+    return np.array(prior["alpha"], np.float64), np.array(prior["beta"], np.float64)
 
 
 def _log(wheel: Path, policy: str, campaign: str) -> pa.Table:

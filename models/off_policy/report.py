@@ -10,11 +10,12 @@ from models.metrics import Interval
 from models.off_policy.estimators import BOOTSTRAP_ROUNDS, Estimate, Terms, doubly_robust, estimate, ips, snips
 from models.off_policy.log import Float64s, PolicyLog
 from models.off_policy.reward_model import Fit, TreeConfig, cross_fit, tree_model
-from models.off_policy.weights import clipped, importance_weights, unsupported_share
+from models.off_policy.weights import clipped, effective_sample_size, importance_weights, unsupported_share
 from models.refusal import RefusalError
 
-FEW_SAMPLES = 100
-"""Fewer effective samples than this make percentile intervals too narrow to trust."""
+FEW_REWARDED = 20
+"""Fewer effective rewarded rows than this make the intervals too narrow: in the simulation of `tests/soak`, 95%
+intervals covered 89% with about 7 of them and 94% with about 12."""
 TOLERATED_UNSUPPORTED = 0.01
 
 
@@ -26,6 +27,8 @@ class PolicyReport:
     """By name: `logged` (the logger's own mean reward), `ips`, `snips`, and `dr` where the log has choices."""
     mean_weight: Interval
     """Of the weights before clipping: 1 within its interval when propensities and target probabilities are right."""
+    rewarded: float
+    """Effective sample size of weight x reward: of how many rows, equally weighted, the reward is the sum."""
     clipped_share: float
     """Share of rows whose weight was cut."""
     unsupported_share: float | None
@@ -78,27 +81,32 @@ def _report(
     mean = estimate(terms, raw_N, log.group_N, np.random.default_rng(seed), rounds)
     clipped_share = float((weight_N < raw_N).mean())
     unsupported = unsupported_share(log.target_probability_N, log.propensity_N, log.choices)
+    rewarded = effective_sample_size(np.abs(weight_N * log.reward_N))
     interval = Interval(value=mean.value, low=mean.low, high=mean.high)
     return PolicyReport(
         estimates=estimates,
         mean_weight=interval,
+        rewarded=rewarded,
         clipped_share=clipped_share,
         unsupported_share=unsupported,
         groups=len(np.unique(log.group_N)),
-        warnings=tuple(_warnings(log, estimates["ips"].ess, interval, clipped_share, unsupported)),
+        warnings=tuple(_warnings(log, rewarded, interval, clipped_share, unsupported)),
     )
 
 
 def _warnings(
-    log: PolicyLog, ess: float, mean_weight: Interval, clipped_share: float, unsupported: float | None
+    log: PolicyLog, rewarded: float, mean_weight: Interval, clipped_share: float, unsupported: float | None
 ) -> Iterable[str]:
     if not mean_weight.low <= 1 <= mean_weight.high:
         yield (
             f"the weights' mean is {mean_weight.value:.3f} [{mean_weight.low:.3f}, {mean_weight.high:.3f}], not 1: "
             "the propensities are wrong, the logger never shows some of what the target does, or by chance (1 in 20)"
         )
-    if ess < FEW_SAMPLES:
-        yield f"{ess:.0f} effective samples are fewer than {FEW_SAMPLES}: the intervals are too narrow to trust"
+    if rewarded < FEW_REWARDED:
+        yield (
+            f"the rewards come from {rewarded:.0f} effective rows, fewer than {FEW_REWARDED}: the intervals cover less "
+            "than 95%"
+        )
     if unsupported is not None and unsupported > TOLERATED_UNSUPPORTED:
         yield (
             f"at least {unsupported:.1%} of the target's choices are never in the log: ips counts them as 0, snips as "

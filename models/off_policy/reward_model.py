@@ -80,7 +80,8 @@ def cross_fit(
         held_N = fold_N == fold
         predict = fit(features_NF[~held_N], log.reward_N[~held_N], categorical)
         logged_N[held_N] = predict(features_NF[held_N])
-        target_N += _target_mean(choices, predict, np.flatnonzero(held_N[choices.row_M]), len(log))
+        pairs = np.flatnonzero(held_N[choices.row_M] & (choices.probability_M > 0))
+        target_N += _target_mean(choices, predict, pairs, len(log))
     return logged_N, target_N
 
 
