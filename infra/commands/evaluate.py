@@ -2,10 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from models.off_policy import PolicyReport
 
 app = typer.Typer(no_args_is_help=True, help="Measure models on your own tables.")
 
@@ -93,3 +96,43 @@ def ranker(
     if out is not None:
         atomic_json(out, report)
     say(ranker_view(report))
+
+
+@app.command()
+def policy(
+    logs: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Parquet or CSV: models/off_policy/table.py.")
+    ],
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures there, as JSON.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds, the trees and the intervals.")] = 0,
+    clip: Annotated[float | None, typer.Option(help="Largest weight of a row; default: none.")] = None,
+) -> None:
+    """Estimate from logged propensities what a new policy would have got: IPS, SNIPS and doubly robust."""
+    from infra.commands import say
+    from models.off_policy import evaluate_policy, read_policy_log
+    from models.workspace import atomic_json
+
+    report = evaluate_policy(read_policy_log(logs), seed=seed, clip=clip)
+    if out is not None:
+        atomic_json(out, report.to_json())
+    mean = report.mean_weight
+    unsupported = "unknown" if report.unsupported_share is None else f"at least {report.unsupported_share:.2%}"
+    said = (
+        f"{report.groups} groups",
+        f"{report.rewarded:.0f} effective rewarded rows",
+        f"mean weight {mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
+        f"unsupported {unsupported}",
+        f"clipped {report.clipped_share:.2%} of rows",
+    )
+    say(_policy_table(report))
+    say("; ".join(said))
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+
+
+def _policy_table(report: "PolicyReport") -> Table:
+    table = Table("", "value", "low", "high", "effective samples", "samples", "largest weight", box=None)
+    for name, found in report.estimates.items():
+        bounds = (f"{number:.5g}" for number in (found.value, found.low, found.high))
+        table.add_row(name, *bounds, f"{found.ess:.0f}", str(found.samples), f"{found.max_weight:.2f}")
+    return table

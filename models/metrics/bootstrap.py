@@ -30,12 +30,14 @@ def bootstrap(
     """
     value = statistic(np.arange(len(group_N)))
     order = np.argsort(group_N, kind="stable")
-    _, starts = np.unique(group_N[order], return_index=True)
-    members = np.split(order, starts[1:])
+    _, start_G, size_G = np.unique(group_N[order], return_index=True, return_counts=True)
     draws = []
     for _ in range(rounds):
-        chosen = rng.integers(len(members), size=len(members))
-        draws.append(statistic(np.concatenate([members[g] for g in chosen])))
+        chosen = rng.integers(len(start_G), size=len(start_G))
+        size_C = size_G[chosen]
+        # Each chosen group's members in turn: its start, counted up by the place within the group.
+        shift_C = start_G[chosen] - (np.cumsum(size_C) - size_C)
+        draws.append(statistic(order[np.arange(size_C.sum()) + np.repeat(shift_C, size_C)]))
     finite = np.array([draw for draw in draws if np.isfinite(draw)])
     if not finite.size:
         return Interval(value=value, low=float("nan"), high=float("nan"))
