@@ -5,7 +5,7 @@ Shapes: U users, I items, K ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from models.lake import EventLog
 from models.metrics import hit_rate, ndcg, recall, reciprocal_rank
 from models.refusal import RefusalError
 from models.sources import Candidates, RetrievalRequest, Source, trending_scores
+from models.sources.als import AlsSource
 from models.sources.merge import DEFAULT_QUOTAS, merge
 
 Int32s = npt.NDArray[np.int32]
@@ -113,6 +114,15 @@ def evaluate_sources(sources: Mapping[str, Source], asked: Sequence[Question]) -
         "candidates": float(np.mean([len(items) for items in merged])),
     }
     return report
+
+
+def index_recall(source: Source, asked: Sequence[Question]) -> float | None:
+    """Share of the exact answer (up to the quota) that ALS finds with its index; None where it searches exactly."""
+    if not isinstance(source, AlsSource) or source.hnsw_N is None:
+        return None
+    exact, count = replace(source, hnsw_N=None), DEFAULT_QUOTAS[source.name]
+    answers = [(exact.candidates(q.request, count).item_index, source.candidates(q.request, count)) for q in asked]
+    return float(np.mean([np.isin(best, found.item_index).mean() for best, found in answers if len(best)]))
 
 
 def _metrics(asked: Sequence[Question], ranked: Sequence[Int32s]) -> dict[str, float]:

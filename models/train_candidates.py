@@ -11,7 +11,7 @@ from typing import Any
 
 from features.names import LakeTables
 from models import refusal
-from models.evaluate_sources import evaluate_sources, questions
+from models.evaluate_sources import evaluate_sources, index_recall, questions
 from models.item_table import ItemTable, train_item_table
 from models.lake import EventLog, read_events, read_items
 from models.sources.merge import DEFAULT_QUOTAS
@@ -59,6 +59,7 @@ def evaluate_on_test(events: EventLog, item_table: ItemTable, config: SourcesCon
     asked = questions(before, after, item_table, instant_ms, seed)
     return {
         "sources": evaluate_sources(sources, asked),
+        "index_recall": index_recall(sources["als"], asked),
         "test_users": len(asked),
         "test_start_ms": instant_ms,
         "quotas": DEFAULT_QUOTAS,

@@ -14,7 +14,7 @@ from models.als import AlsConfig, Factors, factorise
 from models.history import EVENT_TYPES, collapse
 from models.item_table import UNKNOWN, ItemTable
 from models.lake import EventLog
-from models.sources import Source
+from models.sources import Source, hnsw
 from models.sources.als import AlsSource
 from models.sources.content import ContentSource
 from models.sources.exploration import ExplorationSource
@@ -23,6 +23,9 @@ from models.sources.item2item import Item2ItemSource
 from models.sources.popular import PopularSource
 from models.sources.trending import TrendingSource
 
+HNSW_ITEMS = 300_000
+"""Catalogues from this size on are searched approximately. Measured with 64 factors on a busy machine: the exact search
+takes 8 ms for 50 thousand items, 13 for 200 thousand, 25 for a million; the index 1 to 1.5 at a recall of .80 to .86."""
 SIMILARITY_CHUNK = 1_024
 """Items whose similarities are held densely at a time."""
 
@@ -87,6 +90,7 @@ def als_source(factors: Factors, config: AlsConfig) -> AlsSource:
         frequency_exponent=config.frequency_exponent,
         unobserved_weight=config.unobserved_weight,
         frequency_offset=config.unobserved_weight * len(factors.item_ID),
+        hnsw_N=hnsw.build(factors.item_ID) if len(factors.item_ID) >= HNSW_ITEMS else None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from models.sources import hnsw
 from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, padded, top
 
 
@@ -28,6 +29,8 @@ class AlsSource:
     """This and the two above as `models.als.AlsConfig` has them."""
     frequency_offset: float = 0.0
     """What is added to the number of a row's pairs before the exponent."""
+    hnsw_N: npt.NDArray[np.uint8] | None = None
+    """An index over the factors (`models.sources.hnsw`); None searches exactly."""
 
     @cached_property
     def gram_DD(self) -> npt.NDArray[np.float64]:  # noqa: N802 - shape suffix
@@ -51,24 +54,44 @@ class AlsSource:
         user_D = np.linalg.solve(left_DD, factors_LD.T @ confidence_L)
         return user_D.astype(np.float32)
 
+    @cached_property
+    def _index(self) -> Any:
+        assert self.hnsw_N is not None  # asked only where there is one
+        return hnsw.read(self.hnsw_N)
+
     def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
-        """The items of the largest inner product with the folded-in user; none without a known history."""
+        """The items of the largest inner product with the folded-in user; none without a known history.
+
+        With an index about those. Where what is excluded leaves fewer than asked for, all items are searched.
+        """
         if not (request.history_index_L < len(self.item_factors_ID)).any():
             return EMPTY
         user_D = self.fold_in(request.history_index_L, request.history_weight_L)
+        if self.hnsw_N is not None:
+            found = self._approximate(request, user_D, count)
+            if len(found) == count:
+                return found
         score_I = padded(self.item_factors_ID @ user_D, len(request.item_table), -np.inf)
         return top(score_I, request.allowed_I, count)
 
+    def _approximate(self, request: RetrievalRequest, user_D: Float32s, count: int) -> Candidates:
+        item_C = hnsw.search(self._index, user_D, 2 * count)
+        item_C = item_C[request.allowed_I[item_C]][:count]
+        score_C = self.item_factors_ID[item_C] @ user_D
+        order_C = np.argsort(-score_C, kind="stable")
+        return Candidates(item_index=item_C[order_C].astype(np.int32), score=score_C[order_C])
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Factors and the constants of the fold-in."""
+        """Factors, the constants of the fold-in, and the index if there is one."""
         constants = np.array([getattr(self, name) for name in _CONSTANTS])
-        return {"item_factors_ID": self.item_factors_ID, "constants": constants}
+        index = {} if self.hnsw_N is None else {"hnsw_N": self.hnsw_N}
+        return {"item_factors_ID": self.item_factors_ID, "constants": constants, **index}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Reads what `to_arrays` gave."""
         constants = dict(zip(_CONSTANTS, map(float, arrays["constants"]), strict=True))
-        return cls(item_factors_ID=arrays["item_factors_ID"], **constants)
+        return cls(item_factors_ID=arrays["item_factors_ID"], hnsw_N=arrays.get("hnsw_N"), **constants)
 
 
 _CONSTANTS = ("alpha", "regularization", "frequency_exponent", "unobserved_weight", "frequency_offset")
