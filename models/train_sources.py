@@ -24,8 +24,8 @@ from models.sources.popular import PopularSource
 from models.sources.trending import TrendingSource
 
 HNSW_ITEMS = 300_000
-"""Catalogues from this size on are searched approximately. Measured with 64 factors on a busy machine: the exact search
-takes 8 ms for 50 thousand items, 13 for 200 thousand, 25 for a million; the index 1 to 1.5 at a recall of .80 to .86."""
+"""Catalogues from this size on are searched approximately. Measured with 64 factors on a busy machine: exact search
+takes 8 ms for 50 thousand items, 13 for 200 thousand, 25 for a million; the index 1 to 1.5 at recall .80 to .86."""
 SIMILARITY_CHUNK = 1_024
 """Items whose similarities are held densely at a time."""
 

@@ -1,4 +1,4 @@
-"""Candidate sources by name. Reading them needs numpy, and faiss where a catalogue is large; `models.train_candidates` makes them."""
+"""Candidate sources by name. Reading them needs numpy, and faiss for a large catalogue."""
 
 from models.sources.als import AlsSource
 from models.sources.base import EMPTY, Candidates, RetrievalRequest, Source
