@@ -265,6 +265,7 @@ def demo(
     items: Annotated[int | None, typer.Option(help="Items of the world's history.")] = None,
     live_users: Annotated[int | None, typer.Option(help="Users who ask for slates in the live phase.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Slates that each live user asks for, in each arm.")] = None,
+    retrainings: Annotated[int | None, typer.Option(help="Train again on the live events, so often.")] = None,
 ) -> None:
     """Run the whole chain from an empty broker to a report in var/demo, and stop everything again."""
     from pydantic import ValidationError
@@ -279,6 +280,7 @@ def demo(
     from streaming.producer import ProduceError
 
     given = {"seed": seed, "users": users, "items": items, "live_users": live_users, "rounds": rounds}
+    given |= {"retrainings": retrainings}
     try:
         chosen = {name: value for name, value in given.items() if value is not None}
         options = DemoOptions.model_validate({"data": data.value, **chosen})

@@ -144,6 +144,17 @@ class Chain:
             time.sleep(0.2)
         return client
 
+    def wait_for_champion(self, client: RankingClient) -> None:
+        """Returns when the service answers with the champion. Raises `DemoError` when it does not."""
+        wanted, deadline = self.champion()[0], time.monotonic() + SERVICE_TIMEOUT_S
+        while (got := client.recommend("nobody", count=1).bundle_id) != wanted:
+            if time.monotonic() > deadline:
+                raise DemoError(
+                    f"the service still serves {got} {SERVICE_TIMEOUT_S:.0f} s after {wanted} was promoted; "
+                    f"see {self.settings.logs_dir / 'serving.log'}."
+                )
+            time.sleep(0.2)
+
     def champion(self) -> tuple[str, dict[str, Any]]:
         """The promoted bundle's id and the metrics that its manifest holds."""
         pointer = json.loads((self.settings.bundles_dir / "champion.json").read_text())

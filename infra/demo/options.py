@@ -20,6 +20,8 @@ class DemoOptions(BaseModel):
     """Users who ask for slates in the live phase."""
     rounds: int = Field(default=5, ge=1)
     """Slates that each live user asks for, in each arm."""
+    retrainings: int = Field(default=0, ge=0)
+    """How often the models are trained again on what the users did, each time followed by another live phase."""
     probes: int = Field(default=100, ge=1)
     """Events whose way into a slate is timed."""
     held_out: int = Field(default=2_000, ge=1)

@@ -30,6 +30,7 @@ def render_page(report: dict[str, Any]) -> str:
         _cards(report),
         _accuracy(report),
         _click_rate(report),
+        _closed_loop(report),
         _taste_change(report),
         _latency(report),
         _accounts(report),
@@ -69,6 +70,32 @@ def _click_rate(report: dict[str, Any]) -> str:
         "Each arm has its own clone of every live user; bars are 95% bootstrap intervals over users. Right: by round.",
         plots.click_rates(report["click_rate"], report["click_rate_by_round"]),
     )
+
+
+def _closed_loop(report: dict[str, Any]) -> str:
+    if not report.get("closed_loop"):
+        return ""
+    rows = []
+    for number, turn in enumerate(report["closed_loop"]):
+        shares = turn["gap_share"]
+        cells = [", ".join(turn["bundle_ids"]), *(_share(shares[name]) for name in ("clicks", "watch", "few_events"))]
+        for arm in ("millrace", "popular", "oracle"):
+            got = turn["arms"][arm]
+            cells.append(f"{got['watch_s_per_slate']:.0f} s, {got['age_days']:.1f} days, {got['coverage']:.0%}")
+        rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in (str(number), *cells)))
+    names = ("trained again", "bundle", "clicks", "watch", "clicks, few events", "millrace", "popular", "oracle")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    table = f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+    note = (
+        "Share of the way from the popular arm to the oracle (95% bootstrap intervals over users); few events: users "
+        "without a history, at slates before which they had done 5 to 14 things. By arm: time watched a slate, mean "
+        "age of the items shown, share of the catalogue shown."
+    )
+    return _section("The closed loop", note, f'<div class="scroll">{table}</div>')
+
+
+def _share(share: dict[str, float] | None) -> str:
+    return "–" if share is None else f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
 
 
 def _accuracy(report: dict[str, Any]) -> str:

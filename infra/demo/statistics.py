@@ -26,3 +26,19 @@ def ratio_interval(numerator_U: npt.ArrayLike, denominator_U: npt.ArrayLike, see
     low, high = np.percentile(ratios, [2.5, 97.5])
     value = above_U.sum() / max(below_U.sum(), 1.0)
     return {"value": round(float(value), 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+
+
+def gap_share(low_2U: npt.ArrayLike, got_2U: npt.ArrayLike, high_2U: npt.ArrayLike, seed: int) -> dict[str, float]:
+    """(got - low) / (high - low) of three arms' rates, with a 95% bootstrap interval that draws whole users.
+
+    Each arm is given as numerators and denominators by user. NaN where the two bounds are the same rate.
+    """
+    arms_A2U = np.stack([np.asarray(arm, dtype=float) for arm in (low_2U, got_2U, high_2U)])
+    users = arms_A2U.shape[2]
+    drawn = np.vstack([np.arange(users), np.random.default_rng(seed).integers(0, users, size=(DRAWS, users))])
+    above_AD, below_AD = arms_A2U[:, 0, drawn].sum(axis=2), arms_A2U[:, 1, drawn].sum(axis=2)
+    low_D, got_D, high_D = above_AD / np.maximum(below_AD, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_D = np.where(high_D == low_D, np.nan, (got_D - low_D) / (high_D - low_D))
+    low, high = np.nanpercentile(share_D[1:], [2.5, 97.5]) if np.isfinite(share_D[1:]).any() else (np.nan, np.nan)
+    return {"value": round(float(share_D[0]), 4), "low": round(float(low), 4), "high": round(float(high), 4)}

@@ -1,7 +1,10 @@
 """The demo on the synthetic world: seed its history, train, let its users live, and account for every record."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from infra.airflow import DAG_IDS
+from infra.airflow_client import AirflowError
 from infra.demo.chain import Chain
 from infra.demo.live import ARMS, Live
 from infra.demo.options import DemoOptions
@@ -13,6 +16,7 @@ from serving.client import RankingClient
 from streaming.producer import Producer
 from streaming.world import World, WorldParameters
 
+PROMOTE = DAG_IDS[-1]
 NEW_ITEMS_LIVE = 20
 """Items published when the live phase begins, which no training has seen."""
 
@@ -44,8 +48,15 @@ class WorldScenario:
             self.chain.wait_for_features(self.world.ledger)
         servers = self.chain.settings.bootstrap_servers
         with self.chain.client() as client, Producer(servers, topics().events, linger_ms=0) as producer:
+            live = self._enter(client, producer)
             with phases.phase("live"):
-                self._live(client, producer)
+                turns = [self._live(live)]
+            for number in range(1, self.options.retrainings + 1):
+                with phases.phase(f"retrain {number}"):
+                    self._retrain(client)
+                with phases.phase(f"live {number}"):
+                    turns.append(self._live(live))
+            self.report.add(closed_loop=turns)
             with phases.phase("probes"):
                 self._probe(client, producer)
         with phases.phase("accounts"):
@@ -54,19 +65,41 @@ class WorldScenario:
             "a synthetic world has users who react, so click rates are measured", "hr_at_10", "ndcg_at_10"
         )
 
-    def _live(self, client: RankingClient, producer: Producer) -> None:
-        phases = self.chain.phases
-        new_items = self.world.publish_items(NEW_ITEMS_LIVE, phases.now_ms())
-        self.chain.publish(new_items, (), phases.now_ms())
-        live = Live(world=self.world, client=client, producer=producer, now_ms=phases.now_ms)
-        result = live.run(self.options.live_users, self.options.rounds, phases.say)
+    def _enter(self, client: RankingClient, producer: Producer) -> Live:
+        """Publishes what is new, and brings the users who will live on to the end."""
+        now_ms = self.chain.phases.now_ms
+        self.chain.publish(self.world.publish_items(NEW_ITEMS_LIVE, now_ms()), (), now_ms())
+        return Live(self.world, client, producer, now_ms, self.options.live_users)
+
+    def _live(self, live: Live) -> dict[str, Any]:
+        """One live phase; the report's own figures are those of the last."""
+        result, seed = live.run(self.options.rounds, self.chain.phases.say), self.options.seed
         self.report.add(
-            click_rate={arm: result.click_rate(arm, self.options.seed) for arm in ARMS},
+            click_rate={arm: result.click_rate(arm, seed) for arm in ARMS},
             click_rate_by_round={arm: result.by_round(arm) for arm in ARMS},
             slates_served=len(result.recommend_ms),
             slates_degraded=result.degraded,
             **latency("recommend_ms", result.recommend_ms),
         )
+        shares = result.gap_shares(seed)
+        for name, share in shares.items():
+            if share is not None:
+                span = f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
+                self.chain.phases.say(f"share of the gap between popular and oracle, {name}: {span}")
+        items = len(self.world.items())
+        arms = {arm: result.arm_report(arm, items, seed) for arm in ARMS}
+        return {"bundle_ids": sorted(result.bundle_ids), "arms": arms, "gap_share": shares}
+
+    def _retrain(self, client: RankingClient) -> None:
+        """Trains on all that happened; a challenger that the gates refuse leaves the champion serving."""
+        self.chain.wait_for_features(self.world.ledger)
+        try:
+            self.chain.train()
+        except AirflowError as error:
+            if PROMOTE not in str(error):
+                raise
+            self.chain.phases.say(f"the champion stays: {error}")
+        self.chain.wait_for_champion(client)
 
     def _probe(self, client: RankingClient, producer: Producer) -> None:
         phases = self.chain.phases

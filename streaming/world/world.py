@@ -62,6 +62,10 @@ class Reaction:
     """Every event of it, impressions included, in order. Not in the ledger until it is told."""
     impressions: int
     clicked_item_ids: tuple[str, ...]
+    acts: int
+    """Events besides the impressions."""
+    watch_ms: int
+    """Time watched, of all items."""
 
     @property
     def clicks(self) -> int:
@@ -176,7 +180,7 @@ class World:
         Raises `ValueError` for an item that the world does not have.
         """
         if not item_ids:
-            return Reaction(records=[], impressions=0, clicked_item_ids=())
+            return Reaction(records=[], impressions=0, clicked_item_ids=(), acts=0, watch_ms=0)
         item_P = np.array([self._index_of(item, self._item_index, "item") for item in item_ids])
         shown = self._shown(clone, item_P, now_ms)
         reactions = react(clone.rng, shown, self.parameters.behaviour, pace=0.0)
@@ -188,6 +192,8 @@ class World:
             records=self._live_records(clone.rng, happened, request_id),
             impressions=len(item_P),
             clicked_item_ids=tuple(id_of_item(int(i)) for i in item_P[reactions.clicked_SP[0]]),
+            acts=len(happened) - len(item_P),
+            watch_ms=int(reactions.watch_ms_SP.sum()),
         )
 
     def _live_records(self, rng: np.random.Generator, happened: Occurrences, request_id: str) -> list[Record]:

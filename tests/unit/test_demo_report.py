@@ -33,6 +33,16 @@ def world_findings() -> dict[str, Any]:
         "models": {"heads": {"click": {"auc": 0.7}, "like": {"auc": 0.6}}, "sources": {"als": {"recall@100": 0.4}}},
         "click_rate": {"millrace": interval(0.2), "popular": interval(0.1)},
         "click_rate_by_round": {"millrace": [0.1, 0.2], "popular": [0.1, 0.1]},
+        "closed_loop": [
+            {
+                "bundle_ids": ["b-<1>"],
+                "arms": {
+                    arm: {"click_rate": interval(0.1), "watch_s_per_slate": 61.0, "age_days": 2.5, "coverage": 0.25}
+                    for arm in ("millrace", "popular", "random", "oracle")
+                },
+                "gap_share": {"clicks": interval(0.6), "watch": interval(0.5), "few_events": None},
+            }
+        ],
         "taste_change": {
             "user_id": "u<1>",
             "category": "music",
@@ -58,6 +68,7 @@ def test_a_report_is_written_whole_with_reasons_for_what_is_absent(tmp_path: Pat
     assert "held out" in found["absent"]["hr_at_10"]
     page = html_path.read_text()
     assert page.count("<svg") == 3
+    assert "60% [54%, 66%]" in page and "61 s, 2.5 days, 25%" in page and "b-&lt;1&gt;" in page
     assert "u&lt;1&gt;" in page
     assert "src=" not in page
     assert not list(tmp_path.glob("*.partial"))

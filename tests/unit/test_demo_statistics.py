@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from infra.demo.statistics import latency, ratio_interval
+from infra.demo.live import ARMS, LiveResult, Outcome
+from infra.demo.statistics import gap_share, latency, ratio_interval
 
 
 def test_latency_keeps_the_values_and_their_percentiles() -> None:
@@ -23,3 +24,37 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         found = ratio_interval(clicks_U, np.full(80, 20), seed=draw)
         covered += found["low"] <= 0.1 <= found["high"]
     assert covered / 200 == pytest.approx(0.95, abs=0.05)
+
+
+def arms(low: float, got: float, high: float, users: int = 50) -> list[np.ndarray]:
+    return [np.array([[rate * 10] * users, [10] * users]) for rate in (low, got, high)]
+
+
+@pytest.mark.parametrize(("got", "share"), [(0.1, 0.0), (0.25, 0.75), (0.3, 1.0), (0.05, -0.25)])
+def test_the_share_of_the_gap_is_the_way_from_the_low_to_the_high_arm(got: float, share: float) -> None:
+    assert gap_share(*arms(0.1, got, 0.3), seed=1) == {"value": share, "low": share, "high": share}
+
+
+def test_arms_of_equal_rates_have_no_gap() -> None:
+    assert all(np.isnan(value) for value in gap_share(*arms(0.2, 0.2, 0.2), seed=1).values())
+
+
+def outcome(clicks: int, acts: int, item_id: str = "a") -> Outcome:
+    return Outcome((item_id,), clicks, 10, 1_000 * clicks, 2.0, acts)
+
+
+def test_a_live_result_tells_newcomers_with_few_events_from_the_rest() -> None:
+    """One known user, and one newcomer who has done 3, then 7 things; the arms differ at those slates."""
+    clicks = {"popular": (1, 1), "millrace": (2, 4), "oracle": (5, 5), "random": (0, 0)}
+    result = LiveResult()
+    for arm in ARMS:
+        first, second = clicks[arm]
+        result.outcomes[arm] = [[outcome(first, -1), outcome(9, 3)], [outcome(first, -1, "b"), outcome(second, 7)]]
+    shares = result.gap_shares(seed=1)
+    assert shares["few_events"] == {"value": 0.75, "low": 0.75, "high": 0.75}
+    assert shares["clicks"] is not None
+    assert shares["clicks"]["value"] == pytest.approx((2 + 2 + 4 - 3) / (15 - 3), abs=1e-4)
+    report = result.arm_report("millrace", items=8, seed=1)
+    assert (report["coverage"], report["age_days"]) == (0.25, 2.0)
+    assert report["watch_s_per_slate"] == pytest.approx((2 + 9 + 2 + 4) / 4)
+    assert result.by_round("millrace") == [11 / 20, 6 / 20]
