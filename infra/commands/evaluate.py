@@ -18,11 +18,6 @@ class SplitName(StrEnum):
     ALL = "all"
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `ranker` a subcommand, however few there are."""
-
-
 @app.command()
 def ranker(
     model: Annotated[Path, typer.Option(help="Directory that millrace train ranker wrote.")],
