@@ -31,11 +31,12 @@ def bootstrap(
     value = statistic(np.arange(len(group_N)))
     order = np.argsort(group_N, kind="stable")
     _, starts = np.unique(group_N[order], return_index=True)
-    members = np.split(order, starts[1:])
+    alone = len(starts) == len(order)
+    members = [] if alone else np.split(order, starts[1:])
     draws = []
     for _ in range(rounds):
-        chosen = rng.integers(len(members), size=len(members))
-        draws.append(statistic(np.concatenate([members[g] for g in chosen])))
+        chosen = rng.integers(len(starts), size=len(starts))
+        draws.append(statistic(order[chosen] if alone else np.concatenate([members[g] for g in chosen])))
     finite = np.array([draw for draw in draws if np.isfinite(draw)])
     if not finite.size:
         return Interval(value=value, low=float("nan"), high=float("nan"))

@@ -20,7 +20,7 @@ from models.ranker.experts import PLE, MMoE
 from models.refusal import RefusalError
 from models.tabular.config import NetworkConfig, TabularConfig, parse_config, read_config
 from models.tabular.encoding import KNOWN, NULL, UNKNOWN, Encoder
-from models.tabular.model import TabularModel
+from models.tabular.model import TabularModel, calibrate
 from models.tabular.network import build_network
 from models.tabular.run import evaluate, train
 from models.tabular.split import split_rows
@@ -412,6 +412,18 @@ def test_a_non_finite_loss_stops_training_before_the_update(table: pa.Table) -> 
     broken = replace(parts["train"].inputs, number_NF=np.full_like(parts["train"].inputs.number_NF, np.inf))
     with pytest.raises(TrainingError, match="stopped before the update"):
         train_network(replace(parts["train"], inputs=broken), parts["validation"], encoder, config())
+
+
+def test_calibration_is_kept_only_where_it_helps_rows_that_it_was_not_fitted_to() -> None:
+    rng, left_alone = np.random.default_rng(0), 0
+    for _ in range(20):
+        logit_N2 = rng.normal(-1, 1.5, (2_000, 2))
+        label_N2 = (rng.random((2_000, 2)) < 1 / (1 + np.exp(-logit_N2))).astype(np.float32)
+        label_N2[::7, 1] = np.nan
+        made = calibrate((logit_N2 * [1.0, 3.0]).astype(np.float32), label_N2)
+        assert made.slope_T[1] == pytest.approx(1 / 3, abs=0.06)
+        left_alone += made.slope_T[0] == 1.0
+    assert left_alone >= 14
 
 
 # The model's directory.
