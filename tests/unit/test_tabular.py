@@ -289,6 +289,8 @@ def test_a_column_may_name_the_parts_and_validation_may_be_drawn_from_training(t
     rows = split_rows(marked, config(split=split), test_apart=False)
     assert [len(rows[name]) for name in ("train", "validation", "test")] == [800, 200, 500]
     assert rows["test"].min() == 1_000
+    with pytest.raises(RefusalError, match=r"validation part of 1500 rows is empty; set split\.validation to null"):
+        split_rows(marked, config(split={**split, "validation": "va"}), test_apart=False)
     with pytest.raises(RefusalError, match="also holds te"):
         split_rows(marked, config(split={**split, "test": "x"}), test_apart=False)
     with pytest.raises(RefusalError, match="leave one of them out"):
