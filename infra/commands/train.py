@@ -9,11 +9,6 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Train models from your own tables.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `ranker` a subcommand, however few there are."""
-
-
 @app.command()
 def ranker(
     examples: Annotated[Path, typer.Option(help="Parquet, a directory of it, or CSV: features, labels and split.")],
@@ -31,11 +26,12 @@ def ranker(
     from infra.ranker_view import ranker_view
     from infra.settings import load_settings
     from models.tabular.config import read_config
-    from models.tabular.run import train
+
+    chosen = read_config(config)
+    from models.tabular.run import train  # torch takes seconds to import, a wrong configuration need not wait for it
     from models.workspace import atomic_json
 
     show_progress()
-    chosen = read_config(config)
     if seed is not None:
         chosen = chosen.model_copy(update={"network": chosen.network.model_copy(update={"seed": seed})})
     where = out or load_settings().var_dir / "rankers" / f"ranker-{time.time_ns() // 1_000_000}"

@@ -63,6 +63,9 @@ def fit_platt(logit_N: npt.NDArray[Any], label_N: npt.NDArray[Any]) -> tuple[flo
         gradient_2 = design_N2.T @ (probability_N - label_N) + RIDGE * (beta_2 - prior_2)
         hessian_22 = design_N2.T @ (curvature_N[:, None] * design_N2) + RIDGE * np.eye(2)
         step_2 = np.linalg.solve(hessian_22, gradient_2)
+        before = _cost(design_N2, label_N, beta_2, prior_2)
+        while np.abs(step_2).max() >= 1e-8 and _cost(design_N2, label_N, beta_2 - step_2, prior_2) > before:
+            step_2 = step_2 / 2  # a full step overshoots where logits are far too large
         beta_2 = beta_2 - step_2
         if np.abs(step_2).max() < 1e-8:
             break
@@ -70,3 +73,15 @@ def fit_platt(logit_N: npt.NDArray[Any], label_N: npt.NDArray[Any]) -> tuple[flo
     if not np.isfinite([slope, intercept]).all() or slope <= 0:
         return 1.0, 0.0
     return slope, intercept
+
+
+def _cost(
+    design_N2: npt.NDArray[np.float64],
+    label_N: npt.NDArray[Any],
+    beta_2: npt.NDArray[np.float64],
+    prior_2: npt.NDArray[np.float64],
+) -> float:
+    """What Newton's method lowers: the log loss summed, and the pull of `RIDGE`."""
+    scaled_N = design_N2 @ beta_2
+    pull = RIDGE / 2 * float(((beta_2 - prior_2) ** 2).sum())
+    return float((np.logaddexp(0, scaled_N) - label_N * scaled_N).sum()) + pull

@@ -84,7 +84,7 @@ class NetworkConfig(_Strict):
 
     mixture: Literal["mmoe", "ple", "single-task"] = "ple"
     """How tasks share: one pool of experts, shared and own experts in levels, or a network each."""
-    embedding_dim: int = Field(default=8, ge=1)
+    embedding_dim: int = Field(default=16, ge=1)
     """Width of every category's embedding."""
     numeric_scale: Literal["quantile", "log"] = "quantile"
     """`quantile`: the standard normal's quantile at the value's rank. `log`: sign(x) log(1 + |x|), standardised."""
@@ -104,13 +104,13 @@ class NetworkConfig(_Strict):
     tower_dim: int = Field(default=32, ge=1)
     wide: bool = True
     """Adds a linear term of every category and number to each task's logit (Cheng et al., DLRS 2016)."""
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    dropout: float = Field(default=0.15, ge=0, lt=1)
     """Of the inputs' and each hidden layer's outputs."""
     unknown_share: float = Field(default=0.01, ge=0, lt=1)
     """Share of categories shown as unknown in training, so that the network can do without them."""
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=12, ge=1)
     """At most; see `patience`. The learning rate falls to 0 over them, along a cosine."""
-    patience: int = Field(default=5, ge=1)
+    patience: int = Field(default=4, ge=1)
     """Epochs without a better validation after which training ends."""
     stop_on: Literal["auc", "loss"] = "auc"
     """What validation judges an epoch by: the tasks' mean AUC, or the weighted loss."""

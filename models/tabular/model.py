@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from models.metrics import log_loss
 from models.ranker.calibration import Calibration, fit_platt
 from models.refusal import RefusalError
 from models.tabular.config import TabularConfig, parse_config
@@ -90,10 +91,28 @@ class TabularModel:
 
 
 def calibrate(logit_NT: Float32s, label_NT: Float32s) -> Calibration:
-    """Platt scaling of each task on the rows where its label is defined."""
+    """Platt scaling of each task on the rows where its label is defined; left out where it does not help other rows.
+
+    It helps when, fitted on every second row, it lowers the log loss of the rows between, and the other way round.
+    """
     fitted = []
     for logit_N, label_N in zip(logit_NT.T, label_NT.T, strict=True):
         defined_N = ~np.isnan(label_N)
-        fitted.append(fit_platt(logit_N[defined_N], label_N[defined_N]))
+        logit_N, label_N = logit_N[defined_N], label_N[defined_N]
+        fitted.append(fit_platt(logit_N, label_N) if _helps(logit_N, label_N) else (1.0, 0.0))
     slope_T, intercept_T = np.array(fitted).T
     return Calibration(slope_T=slope_T, intercept_T=intercept_T)
+
+
+def _helps(logit_N: Float32s, label_N: Float32s) -> bool:
+    for fold in (0, 1):
+        other_N, own_N = (np.arange(len(logit_N)) % 2 == side for side in (1 - fold, fold))
+        slope, intercept = fit_platt(logit_N[other_N], label_N[other_N])
+        before_N = logit_N[own_N].astype(np.float64)
+        before, after = (
+            log_loss(label_N[own_N], 1 / (1 + np.exp(-np.clip(scaled_N, -30, 30))))
+            for scaled_N in (before_N, before_N * slope + intercept)
+        )
+        if not after < before:
+            return False
+    return True

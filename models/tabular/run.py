@@ -14,7 +14,7 @@ import pyarrow as pa
 from models.refusal import RefusalError
 from models.tabular.config import RUN, TabularConfig
 from models.tabular.encoding import UNKNOWN, Encoder
-from models.tabular.evaluation import Metrics, baselines, demand_classes, report_on
+from models.tabular.evaluation import Metrics, demand_classes, report_on
 from models.tabular.model import Origin, TabularModel, calibrate
 from models.tabular.split import PARTS, depends_on_order, split_rows
 from models.tabular.table import columns_of, labels_of, read_table
@@ -106,6 +106,8 @@ def evaluate(
     _warn_of_unknown(asked, model.encoder)
     report = report_on(asked.label_NT, predict(model.network, asked.inputs), model.calibration, config)
     if with_baselines:
+        from models.tabular.baselines import baselines  # LightGBM takes seconds to import
+
         for name in PARTS[:2]:
             demand_classes(parts[name], name, config)
         found = baselines(parts["train"], parts["validation"], asked, model.encoder, config)

@@ -32,9 +32,9 @@ def split_rows(table: pa.Table, config: TabularConfig, *, test_apart: bool) -> R
             rows = _at_random(table.num_rows, split, test_share)
     for name in PARTS if not test_apart else PARTS[:2]:
         if not len(rows[name]):
-            raise RefusalError(
-                f"the {name} part of {table.num_rows} rows is empty; change the split in the configuration."
-            )
+            drawn = isinstance(split, ColumnSplit) and name == "validation"
+            advice = "set split.validation to null to draw it from training rows" if drawn else "change the split"
+            raise RefusalError(f"the {name} part of {table.num_rows} rows is empty; {advice} in the configuration.")
     return rows
 
 

@@ -277,12 +277,13 @@ def test_the_exported_graph_equals_torch(
     assert len(ranker.score(many.take(np.empty(0, np.int64)))["click"]) == 0
 
 
-def test_platt_scaling_undoes_a_stretch_and_a_shift() -> None:
+@pytest.mark.parametrize("stretch", [0.2, 2.0, 8.0])
+def test_platt_scaling_undoes_a_stretch_and_a_shift(stretch: float) -> None:
     rng = np.random.default_rng(0)
     truth_N = rng.normal(-1, 1.5, 40_000)
     label_N = (rng.random(40_000) < 1 / (1 + np.exp(-truth_N))).astype(np.float32)
-    slope, intercept = fit_platt(truth_N * 2 + 1, label_N)
-    assert slope == pytest.approx(0.5, abs=0.03) and intercept == pytest.approx(-0.5, abs=0.06)
+    slope, intercept = fit_platt(truth_N * stretch + 1, label_N)
+    assert slope * stretch == pytest.approx(1, abs=0.05) and intercept + slope == pytest.approx(0, abs=0.06)
 
 
 @pytest.mark.parametrize(
