@@ -7,6 +7,7 @@ where popularity is the item's embedding row; the other heads are constant.
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from features import specs
 from features.items import Item
 from features.names import MS_PER_HOUR
 from features.specs import Entity, features_of
-from models.bundle import CALIBRATION, CHAMPION, FORMAT, ITEMS, LAYOUT, MANIFEST, RANKER, WEIGHTS
+from models.bundle import CALIBRATION, CHAMPION, FORMAT, ITEMS, LAYOUT, MANIFEST, RANKER, WEIGHTS, derived_id
 from models.history import user_history
 from models.item_table import ItemTable, train_item_table
 from models.ranker.calibration import identity
@@ -74,9 +75,12 @@ def tiny_sources(table: ItemTable) -> dict[str, Source]:
     return {source.name: source for source in sources}
 
 
-def write_tiny_bundle(bundles: Path, bundle_id: str = "tiny", nan_scores: bool = False) -> Path:
-    """Writes a bundle that `Bundle.load` accepts. With `nan_scores` its ranker answers NaN for every item."""
-    path = bundles / bundle_id
+def write_tiny_bundle(bundles: Path, label: str = "tiny", nan_scores: bool = False) -> Path:
+    """Writes a bundle that `Bundle.load` accepts; another label makes another id, which is the folder's name.
+
+    With `nan_scores` its ranker answers NaN for every item. Writing it again gives the same folder, whole.
+    """
+    path = bundles / label
     (path / "sources").mkdir(parents=True)
     table = train_item_table(tiny_items())
     np.savez(path / ITEMS, **table.to_arrays())
@@ -93,17 +97,22 @@ def write_tiny_bundle(bundles: Path, bundle_id: str = "tiny", nan_scores: bool =
     (path / LAYOUT).write_text(json.dumps(layout.to_json()))
     (path / CALIBRATION).write_text(json.dumps(identity(len(HEADS)).to_json()))
     (path / WEIGHTS).write_text(json.dumps(DEFAULT_WEIGHTS))
-    onnx.save(tiny_ranker(table, layout, nan_scores), str(path / RANKER))
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    ranker = tiny_ranker(table, layout, nan_scores)
+    ranker.doc_string = label
+    onnx.save(ranker, str(path / RANKER))
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    files = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
     manifest = {
         "format": FORMAT,
-        "bundle_id": bundle_id,
+        "bundle_id": derived_id(specs.version(), files),
         "features_version": specs.version(),
         "sources": sorted(sources),
-        "files": {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "files": files,
     }
     (path / MANIFEST).write_text(json.dumps(manifest))
-    return path
+    named = bundles / str(manifest["bundle_id"])
+    shutil.rmtree(named, ignore_errors=True)
+    return path.rename(named)
 
 
 def promote(bundles: Path, bundle_id: str) -> None:
