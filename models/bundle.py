@@ -67,7 +67,7 @@ class Bundle:
             item_table=_part(path / ITEMS, lambda file: ItemTable.from_arrays(_arrays(file))),
             sources={name: _part(source_file(path, name), _source(name)) for name in manifest["sources"]},
             ranker=_part(path / RANKER, lambda file: Ranker.load(file, layout, calibration, threads)),
-            value_weights=_part(path / WEIGHTS, lambda file: checked_weights(json.loads(file.read_text()))),
+            value_weights=read_value_weights(path),
         )
 
 
@@ -166,6 +166,11 @@ def sha256(file: Path) -> str:
     """The file's SHA-256 in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_value_weights(path: Path) -> dict[str, float]:
+    """The bundle's value weights by head. Raises `BundleError`."""
+    return _part(path / WEIGHTS, lambda file: checked_weights(json.loads(file.read_text())))
 
 
 def _other_features(manifest: Mapping[str, Any]) -> str | None:

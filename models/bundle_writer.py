@@ -58,6 +58,10 @@ def build_bundle(
         "sources": sorted(SOURCE_TYPES),
         "seeds": {"ranker": ranker_report["seed"], "candidates": candidates_report["seed"]},
         "runs": {"ranker": ranker_run.name, "candidates": candidates_run.name},
+        "configuration": {
+            "ranker": ranker_report.get("config", {}),
+            "candidates": candidates_report.get("config", {}),
+        },
         "delta_versions": {**candidates_report["delta_versions"], **ranker_report["delta_versions"]},
         "metrics": _headline(ranker_report, candidates_report),
         "created_at_ms": created_at_ms,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.bundle import Bundle
-from models.examples import BATCH_ROWS, assemble
+from models.examples import BATCH_ROWS, COLUMNS, assemble
 from models.metrics import auc, expected_calibration_error, gauc, log_loss
 from models.ranker.evaluation import realised_value, slate_ndcg
 from models.ranker_inputs import CANDIDATE_FEATURES, HEADS
@@ -74,13 +74,15 @@ class ScoredExamples:
 
 
 def read_test_examples(path: Path) -> pa.Table:
-    """The test rows that a ranker's run left. Raises `RefusalError` when they are unreadable or none."""
+    """The test rows that a ranker's run left. Raises `RefusalError` when they are unreadable, none or incomplete."""
     try:
         rows = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise RefusalError(f"test examples {path} cannot be read: {error}; train the ranker again.") from error
     if not rows.num_rows:
         raise RefusalError(f"test examples {path} are empty; train the ranker again.")
+    if missing := [name for name in COLUMNS if name not in rows.column_names]:
+        raise RefusalError(f"test examples {path} lack {', '.join(missing)}; train the ranker again.")
     return rows
 
 

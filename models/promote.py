@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models import refusal
-from models.bundle import WEIGHTS, BundleError, champion_id
+from models.bundle import BundleError, champion_id, read_value_weights
 from models.bundle_writer import build_bundle
 from models.champions import promotion_lock
 from models.evaluate_bundle import read_test_examples
@@ -51,8 +51,8 @@ def present_weights(bundles_dir: Path) -> dict[str, float]:
     """The champion's value weights; the default ones when there is no champion that can be read."""
     try:
         champion = champion_id(bundles_dir)
-        return dict(DEFAULT_WEIGHTS) if champion is None else read_weights(bundles_dir / champion / WEIGHTS)
-    except (BundleError, refusal.RefusalError) as error:
+        return dict(DEFAULT_WEIGHTS) if champion is None else read_value_weights(bundles_dir / champion)
+    except BundleError as error:
         log.warning("the default value weights are used: %s", error)
         return dict(DEFAULT_WEIGHTS)
 

@@ -60,15 +60,16 @@ def tiny_items(published_at_ms: int = START_MS) -> list[Item]:
 def tiny_sources(table: ItemTable) -> dict[str, Source]:
     """Every source over the table: factors and neighbours by category, popularity falling with the index."""
     items = len(table)
-    factors_ID = np.eye(len(CATEGORIES), dtype=np.float32)[table.category_code]
+    categories = len(table.categories)
+    factors_ID = np.eye(categories, dtype=np.float32)[table.category_code]
     same_II = table.category_code[:, None] == table.category_code[None, :]
-    neighbour_IN = np.stack([np.flatnonzero(same_I)[:10] for same_I in same_II]).astype(np.int32)
+    neighbour_IN = np.stack([np.resize(np.flatnonzero(same_I), 10) for same_I in same_II]).astype(np.int32)
     sources: tuple[Source, ...] = (
         AlsSource(item_factors_ID=factors_ID, regularization=0.1, alpha=10.0),
         Item2ItemSource(neighbour_IN=neighbour_IN, similarity_IN=np.full(neighbour_IN.shape, 0.5, np.float32)),
         PopularSource(score_I=(items - np.arange(items, dtype=np.float32))),
         TrendingSource(),
-        ContentSource(affinity_KK=np.eye(len(CATEGORIES), dtype=np.float32)),
+        ContentSource(affinity_KK=np.eye(categories, dtype=np.float32)),
         FollowSource(),
         ExplorationSource(),
     )
@@ -122,12 +123,14 @@ def promote(bundles: Path, bundle_id: str) -> None:
     new.replace(bundles / CHAMPION)
 
 
-def tiny_ranker(table: ItemTable, layout: RankerLayout, nan_scores: bool = False) -> onnx.ModelProto:
-    """The graph described above. Inputs that it does not read are declared, because every input is fed."""
+def tiny_ranker(
+    table: ItemTable, layout: RankerLayout, nan_scores: bool = False, sharpness: float = 1.0
+) -> onnx.ModelProto:
+    """The graph described above, its features' weights multiplied. Inputs that it does not read are declared, too."""
     items = len(table)
     weight_FT = np.zeros((len(CANDIDATE_FEATURES), len(HEADS)), np.float32)
-    weight_FT[CANDIDATE_FEATURES.index("user_category_clicks_1h"), 0] = 1.0
-    weight_FT[CANDIDATE_FEATURES.index("item_ctr_7d"), 0] = 1.0
+    weight_FT[CANDIDATE_FEATURES.index("user_category_clicks_1h"), 0] = sharpness
+    weight_FT[CANDIDATE_FEATURES.index("item_ctr_7d"), 0] = sharpness
     popularity = np.linspace(0, -items / 100, items + 1, dtype=np.float32)
     embedding_IT = np.zeros((items + 1, len(HEADS)), np.float32)
     embedding_IT[:, 0] = np.nan if nan_scores else popularity
