@@ -11,6 +11,7 @@ from models.catalogue import Entry
 from models.champions import Champions
 from models.compare_bundles import Difference, MetricDifference
 from models.gates import GateResult
+from models.promotion import OVERRIDE, gates_of
 
 PIPED_WIDTH = 200
 """Columns where nobody looks at a terminal: a file should hold whole ids."""
@@ -46,7 +47,7 @@ def show_view(entry: Entry, manifest: Mapping[str, Any], weights: Mapping[str, f
     facts = Table(box=None, show_header=False)
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    stories = {name: text for name, text in sorted(entry.tags.items()) if name.startswith("override")}
+    stories = {name: text for name, text in sorted(entry.tags.items()) if name.startswith(OVERRIDE)}
     switched = [f"{utc(one.at_ms)} {one.action}" for one in champions.history if one.bundle_id == entry.bundle_id]
     for name, told in {
         "bundle": entry.bundle_id,
@@ -67,11 +68,7 @@ def show_view(entry: Entry, manifest: Mapping[str, Any], weights: Mapping[str, f
     for section in ("runs", "seeds", "delta_versions", "configuration"):
         for name, fact in flat(manifest.get(section, {})):
             facts.add_row(f"{section.replace('_', ' ')}: {name}", str(fact))
-    gates = [
-        GateResult(gate=name.removeprefix("gate."), passed=told.startswith("passed"), detail=told.partition(": ")[2])
-        for name, told in sorted(entry.tags.items())
-        if name.startswith("gate.")
-    ]
+    gates = gates_of(entry.tags)
     parts = [facts, weights_view(weights) if weights else "", _metrics(manifest), _files(manifest)]
     return Group(*parts, *([gates_view(gates)] if gates else []))
 

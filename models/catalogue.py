@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import MANIFEST, BundleError, champion_id, read_manifest
+from models.promotion import GATES
 from models.refusal import RefusalError
 from models.registry import CHALLENGER, CHAMPION, Registry, Version
 
@@ -88,7 +89,7 @@ def _entry(bundles_dir: Path, bundle_id: str, version: Version | None, aliases: 
         aliases=tuple(sorted(alias for alias, named in aliases.items() if named == bundle_id)),
         click_auc=_number(metrics.get("heads", {}).get("click", {}).get("auc"), tags.get("click_auc")),
         slate_ndcg=_number(metrics.get("slate_ndcg", {}).get("millrace"), tags.get("slate_ndcg")),
-        gates=tags.get("gates", ""),
+        gates=tags.get(GATES, ""),
         origin=tags.get("origin", ""),
         present=manifest is not None,
         tags=tags,

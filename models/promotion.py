@@ -31,6 +31,12 @@ from models.workspace import CANDIDATES, RANKER, REPORT
 
 log = logging.getLogger(__name__)
 
+GATES = "gates"
+"""Tag of a version: `passed`, `refused: <gates>` or `overridden: <gates>`, by the last verdict."""
+GATES_DETAIL = "gates_detail"
+"""Tag of a version: the last verdict's gates as JSON, in one tag so that two verdicts never mix."""
+OVERRIDE = "override"
+"""Tags `override.<instant>`: who promoted against which gates, and why. They are never replaced."""
 NO_EXAMPLES = "there are no test examples to judge it on; train a ranker, or give examples"
 
 
@@ -167,7 +173,7 @@ def decide(
     version = ensure_registered(registry, workspace, path)
     missed = verdict.missed
     forced = bool(missed) and override is not None and FEATURES not in missed
-    registry.tag(version, _verdict_tags(verdict.gates, override if forced else None, now_ms), instead_of="gate")
+    registry.tag(version, _verdict_tags(verdict.gates, override if forced else None, now_ms))
     promoted = forced or not missed
     if promoted:
         set_champion(bundles_dir, bundle_id, "force" if forced else action, now_ms)
@@ -236,11 +242,16 @@ def _champion(
 
 def _verdict_tags(gates: Sequence[GateResult], override: Override | None, now_ms: int) -> dict[str, str]:
     missed = ", ".join(gate.gate for gate in gates if not gate.passed)
-    tags = {f"gate.{gate.gate}": f"{'passed' if gate.passed else 'refused'}: {gate.detail}" for gate in gates}
+    tags = {GATES_DETAIL: json.dumps([asdict(gate) for gate in gates])}
     if override is None:
-        return {**tags, "gates": f"refused: {missed}" if missed else "passed", "gates_at_ms": str(now_ms)}
+        return {**tags, GATES: f"refused: {missed}" if missed else "passed"}
     said = f"{override.by} overrode {missed}: {override.reason}"
-    return {**tags, "gates": f"overridden: {missed}", "gates_at_ms": str(now_ms), f"override.{now_ms}": said}
+    return {**tags, GATES: f"overridden: {missed}", f"{OVERRIDE}.{now_ms}": said}
+
+
+def gates_of(tags: Mapping[str, str]) -> list[GateResult]:
+    """The last verdict that a version's tags hold; empty before the first."""
+    return [GateResult(**gate) for gate in json.loads(tags.get(GATES_DETAIL, "[]"))]
 
 
 def _headline(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -8,23 +8,23 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.optimize import minimize
 
 from features import specs
 from models.bundle import CALIBRATION, ITEMS, LAYOUT, RANKER
 from models.examples import BATCH_ROWS, COLUMNS, assemble
 from models.item_table import train_item_table
-from models.ranker.calibration import identity
+from models.ranker.calibration import Calibration, identity
 from models.ranker.scorer import Ranker
 from models.ranker_inputs import HEADS, RankerLayout
-from models.train_ranker import calibrate
 from models.workspace import CANDIDATES, REPORT, TEST_EXAMPLES, atomic_json, new_run, save_arrays
 from tests.serving_bundle import tiny_ranker, tiny_sources
 from tests.synthetic_lake import SyntheticLake, synthetic_lake
 
 
 def small_lake() -> SyntheticLake:
-    """2,400 examples."""
-    return synthetic_lake(users=40, items=60, slates=10)
+    """1,440 examples."""
+    return synthetic_lake(users=30, items=60, slates=8)
 
 
 def write_runs(workspace: Path, lake: SyntheticLake, name: str, sharpness: float, calibrated: bool = True) -> Path:
@@ -53,12 +53,28 @@ def write_runs(workspace: Path, lake: SyntheticLake, name: str, sharpness: float
         if calibrated:
             examples = assemble(rows.to_batches(max_chunksize=BATCH_ROWS), rows.num_rows, layout, table)
             uncalibrated = Ranker.load(draft / RANKER, layout, calibration)
-            calibration = calibrate(uncalibrated.logits(examples.inputs), examples.label_NT)
+            calibration = fitted(uncalibrated.logits(examples.inputs), examples.label_NT)
         atomic_json(draft / LAYOUT, layout.to_json())
         atomic_json(draft / CALIBRATION, calibration.to_json())
         pq.write_table(pa.table(rows), draft / TEST_EXAMPLES)
         atomic_json(draft / REPORT, _report(name, sharpness))
     return workspace / "ranker" / f"ranker-{name}"
+
+
+def fitted(logit_NT: np.ndarray, label_NT: np.ndarray) -> Calibration:
+    """Slope and intercept of the least log loss of each head, by scipy."""
+    found = []
+    for t in range(len(HEADS)):
+        defined_N = ~np.isnan(label_NT[:, t])
+        logit_N, label_N = logit_NT[defined_N, t].astype(float), label_NT[defined_N, t].astype(float)
+
+        def loss(beta: np.ndarray, logit_N: np.ndarray = logit_N, label_N: np.ndarray = label_N) -> float:
+            scaled_N = beta[0] * logit_N + beta[1]
+            return float(np.mean(np.logaddexp(0, scaled_N) - label_N * scaled_N) + 1e-6 * beta @ beta)
+
+        found.append(minimize(loss, np.array([1.0, 0.0]), method="BFGS").x)
+    slope_T, intercept_T = np.array(found).T
+    return Calibration(slope_T=slope_T, intercept_T=intercept_T)
 
 
 def _report(name: str, sharpness: float) -> dict[str, object]:
