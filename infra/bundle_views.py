@@ -19,8 +19,8 @@ PIPED_WIDTH = 200
 
 def console() -> Console:
     """Where tables go: as wide as the terminal, or wide enough for a file."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
+    found = Console(highlight=False, markup=False)
+    return found if found.is_terminal else Console(highlight=False, markup=False, width=PIPED_WIDTH)
 
 
 def list_view(entries: Sequence[Entry]) -> Table:

@@ -16,7 +16,9 @@ from models.ranker_inputs import HEADS
 from models.refusal import RefusalError
 
 FEATURES = "features"
-"""The gate that nobody can override: the service cannot load what was made for other features."""
+SCORES = "scores"
+NOT_OVERRIDABLE = frozenset({FEATURES, SCORES})
+"""The service itself refuses a bundle that misses these: what it cannot load, and what does not give finite scores."""
 SCORED_CANDIDATES = 500
 """Candidates of the latency gate's request."""
 SCORE_500_BUDGET_MS = 25.0
@@ -138,7 +140,7 @@ def serving_gates(bundle: Bundle, limits: GateLimits) -> list[GateResult]:
     return [
         features_gate(bundle.path, bundle.manifest),
         GateResult(gate="sources", passed=not empty, detail=f"empty sources: {', '.join(empty) or 'none'}"),
-        GateResult(gate="scores", passed=not sunk, detail=f"{sunk} of {SCORED_CANDIDATES} are not finite, allowed: 0"),
+        GateResult(gate=SCORES, passed=not sunk, detail=f"{sunk} of {SCORED_CANDIDATES} are not finite, allowed: 0"),
         _at_most("latency", f"median ms to score {SCORED_CANDIDATES}", took_ms, limits.score_500_ms, digits=2),
     ]
 

@@ -17,7 +17,7 @@ from models.bundle import Bundle, BundleError, champion_id, read_manifest
 from models.champions import Action, read_champions, set_champion
 from models.evaluate_bundle import BundleQuality, evaluate_bundle
 from models.gates import (
-    FEATURES,
+    NOT_OVERRIDABLE,
     GateLimits,
     GateResult,
     features_gate,
@@ -166,13 +166,13 @@ def decide(
 ) -> dict[str, Any]:
     """Notes the verdict in the registry and makes the bundle champion or challenger; `promoted` says which.
 
-    An override beats every gate but `features`, since what was made for other features cannot be loaded.
+    An override beats every gate but the `NOT_OVERRIDABLE` ones, since the service would refuse the bundle.
     """
     bundles_dir, manifest = path.parent, read_manifest(path)
     bundle_id = str(manifest["bundle_id"])
     version = ensure_registered(registry, workspace, path)
     missed = verdict.missed
-    forced = bool(missed) and override is not None and FEATURES not in missed
+    forced = bool(missed) and override is not None and not NOT_OVERRIDABLE & set(missed)
     registry.tag(version, _verdict_tags(verdict.gates, override if forced else None, now_ms))
     promoted = forced or not missed
     if promoted:

@@ -47,7 +47,7 @@ def list_bundles(as_json: AsJson = False) -> None:
         return
     console().print(list_view(found))
     if differs:
-        console().print(f"the registry disagrees: {differs}", markup=False, soft_wrap=True)
+        console().print(f"the registry disagrees: {differs}", soft_wrap=True)
 
 
 @app.command()
@@ -66,7 +66,7 @@ def show(which: Which = "champion", as_json: AsJson = False) -> None:
     if as_json:
         say_json({**asdict(entry), "manifest": manifest, "value_weights": weights})
         return
-    console().print(show_view(entry, manifest, weights, read_champions(settings.bundles_dir)), markup=False)
+    console().print(show_view(entry, manifest, weights, read_champions(settings.bundles_dir)))
 
 
 @app.command()
@@ -92,9 +92,9 @@ def diff(
         say_json({"differences": [asdict(each) for each in found], "metrics": [asdict(each) for each in metrics]})
         return
     out = console()
-    out.print(diff_view(one.bundle_id, other.bundle_id, found) if found else "nothing differs", markup=False)
+    out.print(diff_view(one.bundle_id, other.bundle_id, found) if found else "nothing differs")
     if rows is None:
-        out.print(f"not put to the same examples: {why}", markup=False, soft_wrap=True)
+        out.print(f"not put to the same examples: {why}", soft_wrap=True)
     else:
         out.print(metrics_view(one.bundle_id, other.bundle_id, metrics))
 
@@ -146,7 +146,7 @@ def rollback(
             target = resolve(entries(registry, settings.bundles_dir), which).bundle_id
         left = champion_id(settings.bundles_dir)
         went_to = roll_back(registry, settings.workspace_dir, settings.bundles_dir, target, now_ms())
-    console().print(f"{went_to} is the champion again, instead of {left}", markup=False, soft_wrap=True)
+    console().print(f"{went_to} is the champion again, instead of {left}", soft_wrap=True)
 
 
 def open_registry(settings: Settings) -> "Registry":
@@ -186,18 +186,21 @@ def switching(settings: Settings) -> Iterator[None]:
 def tell_promotion(report: Mapping[str, Any], gates: list["GateResult"]) -> None:
     """Shows the gates and how it ended. Raises `PromotionRefusedError` when it was refused."""
     from infra.bundle_views import console, gates_view
-    from models.gates import FEATURES, refusal_of
+    from models.gates import NOT_OVERRIDABLE, refusal_of
 
     out = console()
     out.print(gates_view(gates))
     if not report["promoted"]:
-        if any(gate.gate == FEATURES and not gate.passed for gate in gates):
-            raise CommandError(f"{refusal_of(report['bundle_id'], report['previous_champion'], gates)} (no override)")
-        raise refusal_of(report["bundle_id"], report["previous_champion"], gates)
+        refusal = refusal_of(report["bundle_id"], report["previous_champion"], gates)
+        if never := sorted(NOT_OVERRIDABLE & {gate.gate for gate in gates if not gate.passed}):
+            raise CommandError(
+                f"{refusal} Nobody can override {', '.join(never)}: the service would refuse the bundle."
+            )
+        raise refusal
     said = f"{report['bundle_id']} is the champion, version {report['version']}"
     if report["overridden"]:
         said += f"; overridden: {', '.join(report['overridden'])}"
-    out.print(said, markup=False, soft_wrap=True)
+    out.print(said, soft_wrap=True)
 
 
 def say_json(record: Mapping[str, Any]) -> None:

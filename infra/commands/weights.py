@@ -22,7 +22,7 @@ def show(context: typer.Context) -> None:
 
     champion = champion_bundle(load_settings().bundles_dir)
     out = console()
-    out.print(f"champion {champion.bundle_id}", markup=False)
+    out.print(f"champion {champion.bundle_id}")
     out.print(weights_view(all_heads(champion.value_weights)))
 
 
@@ -46,7 +46,7 @@ def set_(
     out = console()
     out.print(weights_view(all_heads(champion.value_weights), all_heads(weights)))
     if rows is None:
-        out.print(f"what changes on slates is not known: {why}", markup=False, soft_wrap=True)
+        out.print(f"what changes on slates is not known: {why}", soft_wrap=True)
     else:
         seen = preview(champion, weights, rows)
         out.print(f"of {seen.slates} logged slates, {seen.led_by_another} would be led by another item")

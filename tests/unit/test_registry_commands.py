@@ -214,6 +214,7 @@ def test_other_features_are_refused_by_their_gate_whatever_the_force(
     file.write_text(json.dumps({**json.loads(file.read_text()), "features_version": "00000000"}))
     code, _, err = millrace("models", "promote", names["better"], "--force", "--reason", "now")
     assert code == 1 and "gates missed: features: made for features 00000000" in err
+    assert "Nobody can override features" in err
     assert served_and_alias(var) == (names["first"], names["first"])
 
 
