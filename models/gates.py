@@ -22,7 +22,7 @@ NOT_OVERRIDABLE = frozenset({FEATURES, SCORES})
 SCORED_CANDIDATES = 500
 """Candidates of the latency gate's request."""
 SCORE_500_BUDGET_MS = 25.0
-"""Seven times what the default ranker takes on one quiet core (3.5 ms), and twice what it takes on a busy one."""
+"""Seven times the CPU time of the default ranker on a quiet core (3.5 ms)."""
 DEFAULT_MAX_ECE: dict[str, float] = {
     "click": 0.05,
     "completion": 0.1,
@@ -49,7 +49,7 @@ class GateLimits(BaseModel):
     min_calibration_examples: int = Field(default=100, ge=1)
     """A head with fewer defined labels than this is told, but not judged."""
     score_500_ms: float = Field(default=SCORE_500_BUDGET_MS, gt=0)
-    """Greatest median time of scoring 500 candidates with the bundle's ranker on one thread."""
+    """Greatest median CPU time of scoring 500 candidates with the bundle's ranker on one thread."""
 
     @field_validator("max_ece")
     @classmethod
@@ -141,7 +141,7 @@ def serving_gates(bundle: Bundle, limits: GateLimits) -> list[GateResult]:
         features_gate(bundle.path, bundle.manifest),
         GateResult(gate="sources", passed=not empty, detail=f"empty sources: {', '.join(empty) or 'none'}"),
         GateResult(gate=SCORES, passed=not sunk, detail=f"{sunk} of {SCORED_CANDIDATES} are not finite, allowed: 0"),
-        _at_most("latency", f"median ms to score {SCORED_CANDIDATES}", took_ms, limits.score_500_ms, digits=2),
+        _at_most("latency", f"median CPU ms to score {SCORED_CANDIDATES}", took_ms, limits.score_500_ms, digits=2),
     ]
 
 

@@ -337,7 +337,7 @@ def calibrated(head: str, ece: float, examples: int = 1_000) -> BundleQuality:
 def test_each_gate_refuses_what_it_is_there_for(
     built: Path, quality: BundleQuality, champion: BundleQuality | None, missed: list[str]
 ) -> None:
-    results = run_gates(Bundle.load(built), quality, champion)
+    results = run_gates(Bundle.load(built), quality, champion, GateLimits(score_500_ms=10_000))
     assert [result.gate for result in results if not result.passed] == missed
 
 

@@ -201,7 +201,7 @@ def test_every_head_must_be_calibrated_and_limits_come_from_a_file(
     limits = tmp_path / "limits.json"
     limits.write_text(json.dumps({"max_ece": {"click": 1, "like": 1, "watch_fraction": 1}, "score_500_ms": 1e-4}))
     code, _, err = millrace("models", "promote", names["raw"], "--limits", str(limits))
-    assert code == 1 and "gates missed: latency: median ms to score 500" in err and "calibration" not in err
+    assert code == 1 and "gates missed: latency: median CPU ms to score 500" in err and "calibration" not in err
     limits.write_text(json.dumps({"max_ece": {"clicks": 1}}))
     code, _, err = millrace("models", "promote", names["raw"], "--limits", str(limits))
     assert code == 1 and "clicks" in err and "allowed" in err
