@@ -33,11 +33,11 @@ ranking service loads what it names. The asset `bundle`.
 Recommendations.
 
 ### Rerun
-Safe at any time: bundles are never overwritten. To roll back, promote an older bundle's id.
+Safe at any time: bundles are never overwritten. To go back to the champion before, run `millrace models rollback`.
 
 ### On failure
-Read the log of `promote`: a hash that does not fit, or a metric below its floor, is named there. The champion stays
-what it was.
+Read the log of `promote`: a hash that does not fit, or the gate that was missed and by how much, is named there. The
+champion stays what it was; `millrace models show challenger` has the verdict, `millrace models promote` overrides it.
 """,
 ) as dag:
     BashOperator(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from infra.commands import CommandError, evaluate, models, train
+from infra.commands import CommandError, evaluate, models, train, weights
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
@@ -27,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Millrace: a 
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")
+app.add_typer(weights.app, name="weights")
 console = Console(highlight=False, soft_wrap=True)
 
 

@@ -18,6 +18,7 @@ from infra.stack import Stack
 DEMO_MEMORY_GB = 12
 """Budget of the demo at its peak; the idle stack takes about 3."""
 LEAST_MEMORY_GB = 4
+SQLITE = "sqlite:///"
 RUN_DISK_GB = 3
 """What a demo writes, with room to spare."""
 SHOWN_VERSIONS: dict[str, tuple[str, ...]] = {
@@ -54,6 +55,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _memory()
     yield _disk()
     yield from _ports(settings)
+    yield from _champion(settings)
 
 
 def _judge(what: str, *, good: bool, found: str, advice: str, otherwise: Verdict = Verdict.MISSING) -> Finding:
@@ -149,3 +151,30 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             found=f"{name}, free" if free else f"{name}, taken by {port_owner(port)}",
             advice=f"end that program, or set {PREFIX}{name.upper()} or {PREFIX}PORT_BASE to another number",
         )
+
+
+def _champion(settings: Settings) -> Iterator[Finding]:
+    """Whether MLflow's alias follows the champion that is served; nothing to say before the first promotion."""
+    from models.bundle import CHAMPION
+
+    registry_file = Path(settings.mlflow_uri.removeprefix(SQLITE))
+    if settings.mlflow_uri.startswith(SQLITE) and not registry_file.exists():
+        if (settings.bundles_dir / CHAMPION).exists():
+            advice = "put its file back, or promote a bundle anew"
+            yield Finding(what="registry", verdict=Verdict.WARNING, found=f"no {registry_file}", advice=advice)
+        return
+    from models.promotion import disagreement
+    from models.refusal import RefusalError
+    from models.registry import Registry
+
+    try:
+        differs = disagreement(Registry(settings.mlflow_uri), settings.bundles_dir)
+    except RefusalError as error:
+        differs = str(error)
+    yield _judge(
+        "registry",
+        good=differs is None,
+        found=differs or "its aliases follow champion.json",
+        advice="see millrace models list",
+        otherwise=Verdict.WARNING,
+    )

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from features import specs
-from models.bundle import CALIBRATION, CHAMPION, FORMAT, ITEMS, LAYOUT, MANIFEST, RANKER, WEIGHTS, read_manifest, sha256
+from models.bundle import (
+    CALIBRATION,
+    FORMAT,
+    ITEMS,
+    LAYOUT,
+    MANIFEST,
+    RANKER,
+    WEIGHTS,
+    derived_id,
+    read_manifest,
+    sha256,
+    verify,
+)
 from models.refusal import RefusalError
 from models.sources import SOURCE_TYPES
 from models.value import checked_weights
@@ -46,6 +58,10 @@ def build_bundle(
         "sources": sorted(SOURCE_TYPES),
         "seeds": {"ranker": ranker_report["seed"], "candidates": candidates_report["seed"]},
         "runs": {"ranker": ranker_run.name, "candidates": candidates_run.name},
+        "configuration": {
+            "ranker": ranker_report.get("config", {}),
+            "candidates": candidates_report.get("config", {}),
+        },
         "delta_versions": {**candidates_report["delta_versions"], **ranker_report["delta_versions"]},
         "metrics": _headline(ranker_report, candidates_report),
         "created_at_ms": created_at_ms,
@@ -54,8 +70,12 @@ def build_bundle(
 
 
 def reweighted(bundle_dir: Path, weights: Mapping[str, float], created_at_ms: int) -> Path:
-    """A bundle beside this one that differs in its value weights alone. Raises `ValueError` for unknown heads."""
+    """A bundle beside this one that differs in its value weights alone; this one is verified first.
+
+    Raises `ValueError` for unknown heads, and `BundleError`.
+    """
     manifest = read_manifest(bundle_dir)
+    verify(bundle_dir, manifest)
     parts = {name: bundle_dir / name for name in manifest["files"] if name != WEIGHTS}
     derived = ("format", "bundle_id", "files", "code_version")
     facts = {name: fact for name, fact in manifest.items() if name not in derived}
@@ -63,18 +83,11 @@ def reweighted(bundle_dir: Path, weights: Mapping[str, float], created_at_ms: in
     return _write(parts, checked_weights(weights), facts, bundle_dir.parent)
 
 
-def set_champion(bundles_dir: Path, bundle_id: str) -> None:
-    """Names the bundle to serve, in one step. Raises `BundleError` when it is not there."""
-    read_manifest(bundles_dir / bundle_id)
-    atomic_json(bundles_dir / CHAMPION, {"bundle_id": bundle_id})
-
-
 def _write(parts: Mapping[str, Path], weights: dict[str, float], facts: dict[str, Any], bundles_dir: Path) -> Path:
     weights_text = json.dumps(weights, indent=1, sort_keys=True) + "\n"
     hashes = {name: sha256(file) for name, file in parts.items()}
     hashes[WEIGHTS] = hashlib.sha256(weights_text.encode()).hexdigest()
-    identity = json.dumps([FORMAT, facts["features_version"], sorted(hashes.items())])
-    bundle_id = f"bundle-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    bundle_id = derived_id(facts["features_version"], hashes)
     path = bundles_dir / bundle_id
     if path.is_dir():
         return path

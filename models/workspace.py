@@ -58,17 +58,18 @@ def atomic_json(path: Path, value: Any) -> None:
     """Replaces the file in one step, on disk before it is seen. Non-finite numbers become null."""
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text(json.dumps(_finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    draft.write_text(json.dumps(finite(value), indent=1, sort_keys=True, allow_nan=False) + "\n")
     _fsync(draft)
     draft.replace(path)
     _fsync(path.parent)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with non-finite numbers as null, as JSON needs it."""
     if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -7,6 +7,7 @@ where popularity is the item's embedding row; the other heads are constant.
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from features import specs
 from features.items import Item
 from features.names import MS_PER_HOUR
 from features.specs import Entity, features_of
-from models.bundle import CALIBRATION, CHAMPION, FORMAT, ITEMS, LAYOUT, MANIFEST, RANKER, WEIGHTS
+from models.bundle import CALIBRATION, CHAMPION, FORMAT, ITEMS, LAYOUT, MANIFEST, RANKER, WEIGHTS, derived_id
 from models.history import user_history
 from models.item_table import ItemTable, train_item_table
 from models.ranker.calibration import identity
@@ -59,24 +60,28 @@ def tiny_items(published_at_ms: int = START_MS) -> list[Item]:
 def tiny_sources(table: ItemTable) -> dict[str, Source]:
     """Every source over the table: factors and neighbours by category, popularity falling with the index."""
     items = len(table)
-    factors_ID = np.eye(len(CATEGORIES), dtype=np.float32)[table.category_code]
+    categories = len(table.categories)
+    factors_ID = np.eye(categories, dtype=np.float32)[table.category_code]
     same_II = table.category_code[:, None] == table.category_code[None, :]
-    neighbour_IN = np.stack([np.flatnonzero(same_I)[:10] for same_I in same_II]).astype(np.int32)
+    neighbour_IN = np.stack([np.resize(np.flatnonzero(same_I), 10) for same_I in same_II]).astype(np.int32)
     sources: tuple[Source, ...] = (
         AlsSource(item_factors_ID=factors_ID, regularization=0.1, alpha=10.0),
         Item2ItemSource(neighbour_IN=neighbour_IN, similarity_IN=np.full(neighbour_IN.shape, 0.5, np.float32)),
         PopularSource(score_I=(items - np.arange(items, dtype=np.float32))),
         TrendingSource(),
-        ContentSource(affinity_KK=np.eye(len(CATEGORIES), dtype=np.float32)),
+        ContentSource(affinity_KK=np.eye(categories, dtype=np.float32)),
         FollowSource(),
         ExplorationSource(),
     )
     return {source.name: source for source in sources}
 
 
-def write_tiny_bundle(bundles: Path, bundle_id: str = "tiny", nan_scores: bool = False) -> Path:
-    """Writes a bundle that `Bundle.load` accepts. With `nan_scores` its ranker answers NaN for every item."""
-    path = bundles / bundle_id
+def write_tiny_bundle(bundles: Path, label: str = "tiny", nan_scores: bool = False) -> Path:
+    """Writes a bundle that `Bundle.load` accepts; another label makes another id, which is the folder's name.
+
+    With `nan_scores` its ranker answers NaN for every item. Writing it again gives the same folder, whole.
+    """
+    path = bundles / label
     (path / "sources").mkdir(parents=True)
     table = train_item_table(tiny_items())
     np.savez(path / ITEMS, **table.to_arrays())
@@ -93,17 +98,22 @@ def write_tiny_bundle(bundles: Path, bundle_id: str = "tiny", nan_scores: bool =
     (path / LAYOUT).write_text(json.dumps(layout.to_json()))
     (path / CALIBRATION).write_text(json.dumps(identity(len(HEADS)).to_json()))
     (path / WEIGHTS).write_text(json.dumps(DEFAULT_WEIGHTS))
-    onnx.save(tiny_ranker(table, layout, nan_scores), str(path / RANKER))
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    ranker = tiny_ranker(table, layout, nan_scores)
+    ranker.doc_string = label
+    onnx.save(ranker, str(path / RANKER))
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    files = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
     manifest = {
         "format": FORMAT,
-        "bundle_id": bundle_id,
+        "bundle_id": derived_id(specs.version(), files),
         "features_version": specs.version(),
         "sources": sorted(sources),
-        "files": {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "files": files,
     }
     (path / MANIFEST).write_text(json.dumps(manifest))
-    return path
+    named = bundles / str(manifest["bundle_id"])
+    shutil.rmtree(named, ignore_errors=True)
+    return path.rename(named)
 
 
 def promote(bundles: Path, bundle_id: str) -> None:
@@ -113,12 +123,14 @@ def promote(bundles: Path, bundle_id: str) -> None:
     new.replace(bundles / CHAMPION)
 
 
-def tiny_ranker(table: ItemTable, layout: RankerLayout, nan_scores: bool = False) -> onnx.ModelProto:
-    """The graph described above. Inputs that it does not read are declared, because every input is fed."""
+def tiny_ranker(
+    table: ItemTable, layout: RankerLayout, nan_scores: bool = False, sharpness: float = 1.0
+) -> onnx.ModelProto:
+    """The graph described above, its features' weights multiplied. Inputs that it does not read are declared, too."""
     items = len(table)
     weight_FT = np.zeros((len(CANDIDATE_FEATURES), len(HEADS)), np.float32)
-    weight_FT[CANDIDATE_FEATURES.index("user_category_clicks_1h"), 0] = 1.0
-    weight_FT[CANDIDATE_FEATURES.index("item_ctr_7d"), 0] = 1.0
+    weight_FT[CANDIDATE_FEATURES.index("user_category_clicks_1h"), 0] = sharpness
+    weight_FT[CANDIDATE_FEATURES.index("item_ctr_7d"), 0] = sharpness
     popularity = np.linspace(0, -items / 100, items + 1, dtype=np.float32)
     embedding_IT = np.zeros((items + 1, len(HEADS)), np.float32)
     embedding_IT[:, 0] = np.nan if nan_scores else popularity

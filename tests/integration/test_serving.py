@@ -24,6 +24,7 @@ from features.slates import SlateRecord, parse_slate
 from features.tile_rows import TileRow
 from features.tiles import ITEM_TILES, USER_CATEGORY_TILES, TileFamily
 from features.user_state import Interaction
+from models.bundle import champion_id
 from serving.client import RankingClient, RankingError
 from tests.conftest import ROOT, free_port, running, wait_for
 from tests.serving_bundle import promote, tiny_items, write_tiny_bundle
@@ -79,12 +80,12 @@ def _health(address: str) -> int | None:
             return None
 
 
-def _promoted(service: Service, bundle_id: str = "tiny") -> None:
-    if not (service.bundles / bundle_id).exists():
-        write_tiny_bundle(service.bundles, bundle_id)
+def _promoted(service: Service, label: str = "tiny") -> str:
+    bundle_id = write_tiny_bundle(service.bundles, label).name
     promote(service.bundles, bundle_id)
     serving = health_pb2.HealthCheckResponse.SERVING
     wait_for(lambda: _health(service.address) == serving, f"health SERVING; see {service.log}")
+    return bundle_id
 
 
 def _values(family: TileFamily, **columns: int) -> tuple[int, ...]:
@@ -142,10 +143,10 @@ def client(service: Service) -> Iterator[RankingClient]:
         yield connected
 
 
-def test_an_unknown_user_gets_a_slate(client: RankingClient) -> None:
+def test_an_unknown_user_gets_a_slate(service: Service, client: RankingClient) -> None:
     slate = client.recommend("nobody", 10, device="phone", locale="pt-BR")
     assert len(slate.items) == 10 and [item.position for item in slate.items] == list(range(10))
-    assert slate.bundle_id == "tiny" and slate.experiment_arm == "millrace" and not slate.degraded
+    assert slate.bundle_id == champion_id(service.bundles) and slate.experiment_arm == "millrace" and not slate.degraded
     assert slate.newest_event_time_ms is None
     assert set(slate.items[0].head_probabilities) == {"click", "completion", "like", "share", "hide", "watch_fraction"}
     assert set(slate.stage_ms) == {"hydrate", "retrieve", "filter", "score", "rerank", "side_effects"}
@@ -259,14 +260,15 @@ def _slate_of(bootstrap_servers: str, topic: str, request_id: str) -> SlateRecor
 
 
 def test_a_promotion_switches_and_a_corrupt_bundle_is_refused(service: Service, client: RankingClient) -> None:
-    _promoted(service, "second")
-    wait_for(lambda: client.recommend("u").bundle_id == "second", "the second bundle")
-    (write_tiny_bundle(service.bundles, "corrupt") / "ranker.onnx").write_bytes(b"rubbish")
-    promote(service.bundles, "corrupt")
+    first, second = _promoted(service), _promoted(service, "second")
+    wait_for(lambda: client.recommend("u").bundle_id == second, "the second bundle")
+    corrupt = write_tiny_bundle(service.bundles, "corrupt")
+    (corrupt / "ranker.onnx").write_bytes(b"rubbish")
+    promote(service.bundles, corrupt.name)
     wait_for(lambda: service.metric("ranking_bundles_refused") >= 1, "the refusal", timeout_s=20)
-    assert client.recommend("u").bundle_id == "second"
-    promote(service.bundles, "tiny")
-    wait_for(lambda: client.recommend("u").bundle_id == "tiny", "the roll-back")
+    assert client.recommend("u").bundle_id == second
+    promote(service.bundles, first)
+    wait_for(lambda: client.recommend("u").bundle_id == first, "the roll-back")
     assert "ranker.onnx is altered" in service.log.read_text()
 
 

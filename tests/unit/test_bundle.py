@@ -1,6 +1,7 @@
 """The bundle: built as a whole, read back exactly, refused with a sentence when anything differs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from models.bundle import (
     BundleError,
     champion_id,
 )
-from models.bundle_writer import BuildError, build_bundle, reweighted, set_champion
-from models.evaluate_bundle import BundleQuality
-from models.gates import refusal_of, run_gates
+from models.bundle_writer import BuildError, build_bundle, reweighted
+from models.champions import read_champions, set_champion
+from models.evaluate_bundle import BundleQuality, HeadCalibration, calibration_noise, head_calibration
+from models.gates import GateLimits, refusal_of, run_gates
 from models.item_table import train_item_table
 from models.ranker.calibration import identity
 from models.ranker.config import RankerConfig
@@ -181,6 +183,36 @@ def test_a_broken_manifest_is_refused_in_a_sentence(built: Path, text: str, says
     assert "\n" not in str(refusal.value)
 
 
+def test_the_directory_holds_the_manifest_and_its_files_and_nothing_else(built: Path) -> None:
+    files = json.loads((built / MANIFEST).read_text())["files"]
+    found = {file.relative_to(built).as_posix() for file in built.rglob("*") if file.is_file()}
+    assert found == {*files, MANIFEST}
+    (built / "sources" / "notes.txt").write_text("x")
+    with pytest.raises(BundleError, match=r"sources/notes\.txt is not in its manifest\.json"):
+        Bundle.load(built)
+
+
+def test_an_id_that_its_hashes_do_not_make_is_refused(built: Path) -> None:
+    manifest = json.loads((built / MANIFEST).read_text())
+    (built / MANIFEST).write_text(json.dumps({**manifest, "bundle_id": "bundle-000000000000"}))
+    with pytest.raises(BundleError, match=f"says bundle-000000000000, its hashes make {built.name}"):
+        Bundle.load(built)
+
+
+def test_a_truncated_manifest_is_refused(built: Path) -> None:
+    content = (built / MANIFEST).read_bytes()
+    for length in (0, len(content) // 2, len(content) - 3):
+        (built / MANIFEST).write_bytes(content[:length])
+        with pytest.raises(BundleError, match="cannot be read"):
+            Bundle.load(built)
+
+
+def test_an_altered_bundle_is_not_reweighted(built: Path) -> None:
+    (built / CALIBRATION).write_text("{}")
+    with pytest.raises(BundleError, match="is altered"):
+        reweighted(built, {"click": 2.0}, 2_000)
+
+
 def test_a_directory_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no manifest\.json there"):
         Bundle.load(tmp_path)
@@ -201,6 +233,40 @@ def test_the_champion_is_a_file_that_names_an_existing_bundle(built: Path) -> No
         set_champion(bundles, "nobody")
     set_champion(bundles, built.name)
     assert champion_id(bundles) == built.name
+    assert read_champions(bundles).history[-1].replaced is None
+    for text in ("?", "[]", '{"bundle_id": 3}', "{}"):
+        (bundles / CHAMPION).write_text(text)
+        with pytest.raises(BundleError, match="cannot be read"):
+            champion_id(bundles)
+    (bundles / CHAMPION).write_text(json.dumps({"bundle_id": built.name}))
+    assert read_champions(bundles).before == (), "a file without a history is a champion without one"
+
+
+def test_roll_backs_go_down_the_champions_one_by_one(built: Path) -> None:
+    bundles = built.parent
+    a, b, c = (reweighted(built, {"click": weight}, 2_000).name for weight in (2.0, 3.0, 4.0))
+    for at_ms, (action, bundle_id, before) in enumerate(
+        [
+            ("promote", a, ()),
+            ("promote", b, (a,)),
+            ("weights", c, (a, b)),
+            ("promote", c, (a, b)),
+            ("rollback", b, (a,)),
+            ("force", a, (a, b)),
+            ("rollback", b, (a,)),
+            ("rollback", a, ()),
+            ("rollback", c, (a,)),
+        ]
+    ):
+        set_champion(bundles, bundle_id, action, at_ms)  # type: ignore[arg-type]
+        assert (champion_id(bundles), read_champions(bundles).before) == (bundle_id, before)
+    history = read_champions(bundles).history
+    assert [switch.at_ms for switch in history] == [0, 1, 2, 4, 5, 6, 7, 8], "the champion anew is no switch"
+    assert history[-1].replaced == a
+
+
+def test_an_unreadable_champion_is_named(built: Path) -> None:
+    bundles = built.parent
     (bundles / CHAMPION).write_text("?")
     with pytest.raises(BundleError, match="cannot be read"):
         champion_id(bundles)
@@ -231,12 +297,23 @@ def test_a_workspace_without_runs_says_what_to_do(tmp_path: Path) -> None:
 
 
 GOOD = BundleQuality(
-    click_auc=0.75, click_gauc=0.7, click_log_loss=0.3, click_ece=0.01, slate_ndcg=0.8, popularity_auc=0.6
+    click_auc=0.75,
+    click_gauc=0.7,
+    click_log_loss=0.3,
+    slate_ndcg=0.8,
+    popularity_auc=0.6,
+    calibration={head: HeadCalibration(ece=0.01, noise=0.005, examples=1_000) for head in HEADS},
 )
 
 
 def changed(**metrics: float) -> BundleQuality:
-    return BundleQuality(**{**vars(GOOD), **metrics})
+    return replace(GOOD, **metrics)  # type: ignore[arg-type]
+
+
+def calibrated(head: str, ece: float, examples: int = 1_000) -> BundleQuality:
+    return replace(
+        GOOD, calibration={**GOOD.calibration, head: HeadCalibration(ece=ece, noise=0.005, examples=examples)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +324,12 @@ def changed(**metrics: float) -> BundleQuality:
         (GOOD, changed(click_auc=0.8), ["champion_auc"]),
         (GOOD, changed(slate_ndcg=0.9), ["champion_ndcg"]),
         (changed(click_auc=0.5), None, ["popularity"]),
-        (changed(click_ece=0.2), None, ["calibration"]),
+        (calibrated("click", 0.2), None, ["calibration_click"]),
+        (calibrated("hide", 0.056), None, ["calibration_hide"]),
+        (calibrated("hide", 0.054), None, []),
+        (calibrated("watch_fraction", 0.2), None, ["calibration_watch_fraction"]),
+        (calibrated("watch_fraction", 0.2, examples=9), None, []),
+        (calibrated("like", float("nan")), None, ["calibration_like"]),
         (changed(click_log_loss=float("nan")), None, ["finite"]),
         (changed(click_auc=float("nan")), None, ["finite", "popularity"]),
     ],
@@ -255,7 +337,7 @@ def changed(**metrics: float) -> BundleQuality:
 def test_each_gate_refuses_what_it_is_there_for(
     built: Path, quality: BundleQuality, champion: BundleQuality | None, missed: list[str]
 ) -> None:
-    results = run_gates(Bundle.load(built), quality, champion)
+    results = run_gates(Bundle.load(built), quality, champion, GateLimits(score_500_ms=10_000))
     assert [result.gate for result in results if not result.passed] == missed
 
 
@@ -264,6 +346,26 @@ def test_an_empty_source_is_refused(built: Path) -> None:
     bundle.sources["popular"] = PopularSource(score_I=np.full(30, -np.inf, np.float32))
     gate = next(result for result in run_gates(bundle, GOOD, None) if result.gate == "sources")
     assert not gate.passed and "popular" in gate.detail
+
+
+def test_the_latency_gate_says_by_how_much(built: Path) -> None:
+    results = {gate.gate: gate for gate in run_gates(Bundle.load(built), GOOD, None, GateLimits(score_500_ms=1e-6))}
+    assert not results["latency"].passed and "missed by" in results["latency"].detail
+    assert results["features"].passed and results["scores"].detail.startswith("0 of 500")
+    assert results["champion"].detail == "not compared: there is no champion"
+
+
+def test_right_probabilities_have_the_calibration_error_of_chance_alone() -> None:
+    """Judged by drawing labels: the mean ECE of many draws is what the formula says."""
+    rng = np.random.default_rng(0)
+    for examples, low, high in ((60, 0.0, 1.0), (2_000, 0.0, 0.1), (2_000, 0.3, 0.9)):
+        probability_N = rng.uniform(low, high, examples).astype(np.float32)
+        drawn = [
+            head_calibration((rng.random(examples) < probability_N).astype(np.float32), probability_N).ece
+            for _ in range(200)
+        ]
+        assert np.mean(drawn) == pytest.approx(calibration_noise(probability_N), rel=0.1)
+    assert np.isnan(calibration_noise(np.empty(0, np.float32)))
 
 
 def test_a_refusal_says_which_gate_and_by_how_much(built: Path) -> None:

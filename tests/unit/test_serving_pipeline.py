@@ -122,11 +122,11 @@ def _fan_of(category: str, clicks: int = 5) -> UserState:
     )
 
 
-def test_an_unknown_user_gets_what_is_popular(view: LiveView) -> None:
+def test_an_unknown_user_gets_what_is_popular(view: LiveView, bundle: Bundle) -> None:
     answer = _recommend(view)
     assert _ids(answer) == [f"art{k:02d}" for k in range(10)]
     slate = to_proto(answer)
-    assert not slate.degraded and not slate.HasField("newest_event_time_ms") and slate.bundle_id == "tiny"
+    assert not slate.degraded and not slate.HasField("newest_event_time_ms") and slate.bundle_id == bundle.bundle_id
     assert [stage.stage for stage in slate.stage_times] == [
         "hydrate", "retrieve", "filter", "score", "rerank", "side_effects",
     ]  # fmt: skip
@@ -271,21 +271,22 @@ def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> 
     watcher = BundleWatcher(live=live, bundles_dir=tmp_path, threads=1, on_switch=switched.append)
     watcher.look()
     assert live.view is None and watcher.refused == 0
-    write_tiny_bundle(tmp_path, "one")
-    promote(tmp_path, "one")
+    one = write_tiny_bundle(tmp_path, "one").name
+    promote(tmp_path, one)
     watcher.look()
-    assert live.bundle_id == "one"
-    (write_tiny_bundle(tmp_path, "two") / "ranker.onnx").write_bytes(b"rubbish")
-    write_tiny_bundle(tmp_path, "sick", nan_scores=True)
-    for refused, bundle_id in enumerate(("two", "missing", "sick"), start=1):
+    assert live.bundle_id == one
+    two = write_tiny_bundle(tmp_path, "two")
+    (two / "ranker.onnx").write_bytes(b"rubbish")
+    sick = write_tiny_bundle(tmp_path, "sick", nan_scores=True)
+    for refused, bundle_id in enumerate((two.name, "missing", sick.name), start=1):
         promote(tmp_path, bundle_id)
         watcher.look()
         watcher.look()
-        assert (live.bundle_id, watcher.refused) == ("one", refused)
-    write_tiny_bundle(tmp_path, "three")
-    promote(tmp_path, "three")
+        assert (live.bundle_id, watcher.refused) == (one, refused)
+    three = write_tiny_bundle(tmp_path, "three").name
+    promote(tmp_path, three)
     watcher.look()
-    assert live.bundle_id == "three" and switched == ["one", "three"]
+    assert live.bundle_id == three and switched == [one, three]
 
 
 def test_a_bundle_that_cannot_answer_does_not_pass_the_warm_up(view: LiveView, bundle: Bundle) -> None:
