@@ -18,7 +18,7 @@ def commands(of: typer.Typer, prefix: str = "") -> set[str]:
     for group in of.registered_groups:
         inner = group.typer_instance
         found |= commands(inner, f"{group.name} ")
-        if inner.registered_callback and inner.registered_callback.invoke_without_command is True:
+        if inner.info.invoke_without_command is True:
             found.add(f"{prefix}{group.name}")
     return found
 
