@@ -88,48 +88,55 @@ class RankerNetwork(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits `[C, T]`."""
-        content_CA = torch.cat(
-            [self.item(inputs["item_C"]), self.category(inputs["category_C"]), self.creator(inputs["creator_C"])], dim=1
-        )
-        history_ULA = torch.cat(
-            [
-                self.item(inputs["history_item_UL"]),
-                self.category(inputs["history_category_UL"]),
-                self.creator(inputs["history_creator_UL"]),
-            ],
-            dim=2,
-        )
+        content_CA, history_ULA = self.content(inputs), self.history(inputs)
         hidden_CH = (
-            self._user(inputs, history_ULA)
-            + self._candidate(inputs, content_CA)
-            + self._cross(inputs, content_CA, history_ULA)
+            self.user_part(inputs, history_ULA)
+            + self._candidate_part(inputs, content_CA)
+            + self.cross_part(inputs, content_CA, self.query(content_CA), history_ULA)
         )
-        position_CT: Tensor = self.position(torch.clamp(inputs["position_C"], max=MAX_POSITION))
+        return self.head_logits(hidden_CH, inputs["position_C"])
+
+    def content(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings `[C, A]` of what the candidates are."""
+        codes = (self.item(inputs["item_C"]), self.category(inputs["category_C"]), self.creator(inputs["creator_C"]))
+        return torch.cat(codes, dim=1)
+
+    def history(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The same embeddings `[U, L, A]` of the history's items."""
+        item_ULA, category_ULA = self.item(inputs["history_item_UL"]), self.category(inputs["history_category_UL"])
+        return torch.cat([item_ULA, category_ULA, self.creator(inputs["history_creator_UL"])], dim=2)
+
+    def head_logits(self, hidden_CH: Tensor, position_C: Tensor) -> Tensor:
+        """Logits `[C, T]` of the first layer's sum."""
         logit_CT: Tensor = self.towers(self.mixture(self.dropout(torch.relu(hidden_CH))))
+        position_CT: Tensor = self.position(torch.clamp(position_C, max=MAX_POSITION))
         return logit_CT + position_CT
 
-    def _user(self, inputs: Mapping[str, Tensor], history_ULA: Tensor) -> Tensor:
+    def user_part(self, inputs: Mapping[str, Tensor], history_ULA: Tensor) -> Tensor:
+        """The first layer's user part `[U, H]`, once a request where U is 1."""
         weight_UL = torch.log1p(inputs["history_weight_UL"])
         mean_UA = (history_ULA * weight_UL[:, :, None]).sum(dim=1) / (weight_UL.sum(dim=1, keepdim=True) + 1.0)
         context = [self.device(inputs["device_U"]), self.hour(inputs["hour_U"])]
         part_UH: Tensor = self.from_user(torch.cat([self.standard_user(inputs["user_UF"]), *context, mean_UA], dim=1))
         return part_UH
 
-    def _candidate(self, inputs: Mapping[str, Tensor], content_CA: Tensor) -> Tensor:
+    def _candidate_part(self, inputs: Mapping[str, Tensor], content_CA: Tensor) -> Tensor:
         windows_CF = self.standard_candidate(inputs["candidate_CF"])
         static_CS = self.standard_static(inputs["static_CS"])
         parts = [windows_CF, static_CS, content_CA, self.language(inputs["language_C"])]
         part_CH: Tensor = self.from_candidate(torch.cat(parts, dim=1))
         return part_CH
 
-    def _cross(self, inputs: Mapping[str, Tensor], content_CA: Tensor, history_ULA: Tensor) -> Tensor:
+    def cross_part(
+        self, inputs: Mapping[str, Tensor], content_CA: Tensor, query_CA: Tensor, history_ULA: Tensor
+    ) -> Tensor:
         """What the candidate is to the recent history: attention, and matches under several decays.
 
         Candidates are laid out as U rows of N, so that one user's are one matrix product (infra/adr/0008).
         """
         users, _, width = history_ULA.shape
         weight_UL, age_UL = inputs["history_weight_UL"], inputs["history_age_ms_UL"]
-        query_UNA = self.query(content_CA).reshape(users, -1, width)
+        query_UNA = query_CA.reshape(users, -1, width)
         affinity_UNL = torch.matmul(query_UNA, history_ULA.transpose(1, 2)) / width**0.5
         # exp(affinity) * weight / (1 + hours)^slope, normalised with one empty slot, so no history gives zeros.
         recency_UL = torch.log1p(weight_UL) * (1 + age_UL / MS_PER_HOUR) ** -torch.relu(self.age_slope)
