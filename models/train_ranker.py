@@ -7,7 +7,7 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,18 @@ from models import refusal
 from models.bundle import CALIBRATION, LAYOUT, RANKER
 from models.examples import Examples, assemble, devices_of, example_batches, example_dataset, newest
 from models.item_table import ItemTable
+from models.leakage import LeakageError, check_split, check_windows, checked_histories
 from models.ranker import baselines
-from models.ranker.calibration import Calibration, fit_platt, identity
+from models.ranker.calibration import Calibration, fit_platt
 from models.ranker.config import RankerConfig
-from models.ranker.evaluation import (
-    auc_interval,
-    probability_metrics,
-    ranking_metrics,
-    realised_value,
-    slate_ndcg,
-)
+from models.ranker.evaluation import Scores
 from models.ranker.export import export
+from models.ranker.report import report_on, training_rates
 from models.ranker.scorer import Ranker
+from models.ranker.single_task import train_single_tasks
 from models.ranker.training import Data, Trained, predict, train_ranker
 from models.ranker_inputs import HEADS, RankerInputs, RankerLayout
 from models.splits import TimeSplit, time_split
-from models.value import DEFAULT_WEIGHTS, value
 from models.workspace import CANDIDATES, REPORT, TEST_EXAMPLES, atomic_json, latest_run, new_run
 from models.workspace import RANKER as KIND
 
@@ -71,64 +67,45 @@ def calibrate(logit_NT: npt.NDArray[np.float32], label_NT: npt.NDArray[np.float3
     return Calibration(slope_T=slope_T, intercept_T=intercept_T)
 
 
-def report_on(
-    examples: Examples, ranker: Ranker, rows: dict[str, Int64s], seed: int, threads: int
-) -> dict[str, dict[str, Any]]:
-    """Metrics of every head on the test rows, beside popularity, the training rate and trees."""
-    test = rows["test"]
-    inputs, label_NT, user_N = examples.inputs.take(test), examples.label_NT[test], examples.user_N[test]
-    served_NT, logged_NT = ranker.logits(inputs.as_served()), ranker.logits(inputs)
-    before_NT, after_NT = identity(len(HEADS))(logged_NT), ranker.calibration(logged_NT)
-    popular_N = baselines.popularity(inputs)
-    matrix_NF = baselines.tree_matrix(examples.inputs)
-    served_NF = baselines.tree_matrix(inputs.as_served())
-    heads: dict[str, dict[str, Any]] = {}
-    tuning = (rows["train"], rows["validation"])
-    for t, head in enumerate(HEADS):
-        label_N = label_NT[:, t]
-        rate = float(np.nan_to_num(np.nanmean(examples.label_NT[rows["train"], t])))
-        low, high = auc_interval(label_N, served_NT[:, t], user_N, seed)
-        trees = baselines.train_trees(matrix_NF, examples.label_NT[:, t], tuning, seed, threads)
-        heads[head] = {
-            **ranking_metrics(label_N, served_NT[:, t], user_N),
-            "auc_interval": [low, high],
-            **probability_metrics(label_N, after_NT[:, t]),
-            "ece_before": probability_metrics(label_N, before_NT[:, t])["ece"],
-            "examples": int((~np.isnan(label_N)).sum()),
-            "rate": float(np.nanmean(label_N)) if (~np.isnan(label_N)).any() else None,
-            "popularity": ranking_metrics(label_N, popular_N, user_N),
-            "training_rate": probability_metrics(label_N, np.full(len(label_N), rate)),
-        }
-        if trees is not None:
-            heads[head]["lightgbm"] = {
-                **ranking_metrics(label_N, baselines.tree_probabilities(trees, served_NF), user_N),
-                **probability_metrics(label_N, baselines.tree_probabilities(trees, matrix_NF[test])),
-            }
-    return heads
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The trained network with its calibration, and what both were made of."""
+
+    data: Data
+    layout: RankerLayout
+    trained: Trained
+    calibration: Calibration
 
 
-def slate_report(examples: Examples, ranker: Ranker, test: Int64s) -> dict[str, float]:
-    """NDCG of the logged test slates reordered by value, by popularity and as they were shown."""
-    inputs, request_N = examples.inputs.take(test), examples.request_N[test]
-    gain_N = realised_value(examples.label_NT[test], DEFAULT_WEIGHTS)
-    scores: dict[str, npt.NDArray[Any]] = {
-        "millrace": value(ranker.score(inputs.as_served()), DEFAULT_WEIGHTS),
-        "popularity": baselines.popularity(inputs),
-        "as_shown": -inputs.position_C,
-    }
-    return {name: slate_ndcg(gain_N, score_N.astype(np.float64), request_N) for name, score_N in scores.items()}
+def split_rows(examples: Examples, split: TimeSplit) -> dict[str, Int64s]:
+    """The rows of `train`, `validation` and `test`. Raises `LeakageError` when their times overlap."""
+    parts = (("train", split.train), ("validation", split.validation), ("test", split.test))
+    rows = {name: np.flatnonzero(part(examples.time_ms_N)) for name, part in parts}
+    check_split(examples.time_ms_N, rows)
+    return rows
+
+
+def look_for_leaks(examples: Examples, train_rows: Int64s, config: RankerConfig) -> None:
+    """Raises `LeakageError` for a windowed feature that knows the future, or only logs it where so configured."""
+    try:
+        check_windows(examples.inputs, examples.label_NT, train_rows)
+    except LeakageError as error:
+        if config.refuse_leaks:
+            raise
+        log.warning("%s", error)
 
 
 def fit(
     examples: Examples, layout: RankerLayout, config: RankerConfig, rows: dict[str, Int64s], seed: int, workspace: Path
-) -> tuple[Trained, Calibration]:
-    """The trained network and its calibration; test rows are not touched."""
+) -> Fitted:
+    """Trains and calibrates; test rows are not touched."""
     data = Data.of(examples, rows["train"], rows["validation"])
     checkpoint = workspace / KIND / "checkpoint.pt"
     trained = train_ranker(data, layout, config, seed, checkpoint)
     checkpoint.unlink(missing_ok=True)
     logit_NT = predict(trained.network, data.inputs, rows["validation"])
-    return trained, calibrate(logit_NT, examples.label_NT[rows["validation"]])
+    calibration = calibrate(logit_NT, examples.label_NT[rows["validation"]])
+    return Fitted(data=data, layout=layout, trained=trained, calibration=calibration)
 
 
 def export_samples(examples: Examples, rows: Int64s) -> list[RankerInputs]:
@@ -136,6 +113,22 @@ def export_samples(examples: Examples, rows: Int64s) -> list[RankerInputs]:
     many = examples.inputs.take(rows[:256])
     one_user = {name: array[:1] for name, array in many.feed().items() if "_U" in name}
     return [replace(many, **one_user), many]
+
+
+def comparisons(
+    examples: Examples, fitted: Fitted, config: RankerConfig, rows: dict[str, Int64s], seed: int
+) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
+    """What the ranker is compared with on the test rows, and how far the single-task nets among it were trained."""
+    label_NT = examples.label_NT
+    rate_T = training_rates(label_NT[rows["train"]])
+    others = {
+        "popularity": baselines.popularity_scores(examples.inputs, label_NT, rows, rate_T),
+        "lightgbm": baselines.tree_scores(examples.inputs, label_NT, rows, seed, config.threads),
+    }
+    if not config.single_task_share:
+        return others, {}
+    single = train_single_tasks(fitted.data, fitted.layout, config, fitted.trained, rows["test"], seed)
+    return {**others, "single_task": single.scores}, single.trained
 
 
 def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: str) -> dict[str, Any]:
@@ -147,34 +140,36 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
     dataset, version = example_dataset(lake)
     layout = layout_for(item_table, devices_of(dataset))
     chosen = newest(dataset)
-    examples = assemble(example_batches(chosen), chosen.count_rows(), layout, item_table)
+    batches = checked_histories(example_batches(chosen))
+    examples = assemble(batches, chosen.count_rows(), layout, item_table)
     split = time_split(examples.time_ms_N)
-    rows = {
-        name: np.flatnonzero(part(examples.time_ms_N))
-        for name, part in (("train", split.train), ("validation", split.validation), ("test", split.test))
-    }
+    rows = split_rows(examples, split)
+    look_for_leaks(examples, rows["train"], config)
     log.info("read %d examples in %.1f s", len(examples), time.monotonic() - started)
-    trained, calibration = fit(examples, layout, config, rows, seed, workspace)
+    fitted = fit(examples, layout, config, rows, seed, workspace)
     with new_run(workspace, KIND, run_id) as draft:
-        export(trained.network, draft / RANKER, export_samples(examples, rows["validation"]))
+        export(fitted.trained.network, draft / RANKER, export_samples(examples, rows["validation"]))
         atomic_json(draft / LAYOUT, layout.to_json())
-        atomic_json(draft / CALIBRATION, calibration.to_json())
+        atomic_json(draft / CALIBRATION, fitted.calibration.to_json())
         pq.write_table(_test_rows(dataset, split), draft / TEST_EXAMPLES)
-        ranker = Ranker.load(draft / RANKER, layout, calibration, config.threads)
-        log.info("trained and exported after %.1f s; evaluating", time.monotonic() - started)
+        ranker = Ranker.load(draft / RANKER, layout, fitted.calibration, config.threads)
+        trained_s = time.monotonic() - started
+        log.info("trained and exported after %.1f s; comparing", trained_s)
+        others, single_task = comparisons(examples, fitted, config, rows, seed)
         report: dict[str, Any] = {
-            "heads": report_on(examples, ranker, rows, seed, config.threads),
-            "slate_ndcg": slate_report(examples, ranker, rows["test"]),
+            **report_on(examples, ranker, others, rows, seed),
+            "single_task_training": single_task,
             "run_id": run_id,
             "candidates_run_id": candidates.name,
             "seed": seed,
             "config": config.model_dump(),
-            "epochs": trained.epochs,
-            "best_epoch": trained.best_epoch,
+            "epochs": fitted.trained.epochs,
+            "best_epoch": fitted.trained.best_epoch,
             "examples": {name: len(part) for name, part in rows.items()},
             "split": {"validation_start_ms": split.validation_start_ms, "test_start_ms": split.test_start_ms},
             "features_version": specs.version(),
             "delta_versions": {LakeTables().examples: version},
+            "seconds_trained": trained_s,
             "seconds": time.monotonic() - started,
         }
         atomic_json(draft / REPORT, report)

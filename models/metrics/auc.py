@@ -18,20 +18,25 @@ def gauc(
 
     Groups that lack a class say nothing and are left out; NaN when no group has both.
     """
+    auc_G, size_G = group_aucs(label_N, score_N, group_N)
+    told_G = ~np.isnan(auc_G)
+    return float(np.average(auc_G[told_G], weights=size_G[told_G])) if told_G.any() else float("nan")
+
+
+def group_aucs(
+    label_N: npt.NDArray[np.bool_], score_N: npt.NDArray[np.floating[Any]], group_N: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """AUC (NaN where a class is absent) and size of each group, in ascending order of the groups."""
     label_N = label_N.astype(np.float64)
     _, group_N = np.unique(group_N, return_inverse=True)
     rank_N = _ranks_within(group_N, score_N)
     size_G = np.bincount(group_N)
     positive_G = np.bincount(group_N, weights=label_N)
-    negative_G = size_G - positive_G
+    pairs_G = positive_G * (size_G - positive_G)
     rank_sum_G = np.bincount(group_N, weights=rank_N * label_N)
-    pairs_G = positive_G * negative_G
-    told_G = pairs_G > 0
-    if not told_G.any():
-        return float("nan")
     # Mann-Whitney: U = (sum of the positives' ranks) - P (P + 1) / 2.
     above_G = rank_sum_G - positive_G * (positive_G + 1) / 2
-    return float(np.average(above_G[told_G] / pairs_G[told_G], weights=size_G[told_G]))
+    return np.where(pairs_G > 0, above_G / np.maximum(pairs_G, 1), np.nan), size_G
 
 
 def _ranks_within(group_N: npt.NDArray[np.int64], score_N: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

@@ -1,13 +1,15 @@
-"""What the ranker must beat: popularity, and gradient-boosted trees on the same inputs. Shapes: N examples."""
+"""What the ranker must beat: popularity, and gradient-boosted trees on the same inputs. Shapes: N examples, T heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 
-from models.ranker_inputs import CANDIDATE_FEATURES, RankerInputs
+from models.ranker.calibration import fit_platt
+from models.ranker.evaluation import Scores
+from models.ranker_inputs import CANDIDATE_FEATURES, HEADS, RankerInputs
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
@@ -21,6 +23,22 @@ _CATEGORICAL = ("device_U", "category_C", "creator_C", "language_C")
 def popularity(inputs: RankerInputs) -> npt.NDArray[np.float64]:
     """The item's clicks of the last week, as of the impression."""
     return inputs.candidate_CF[:, CANDIDATE_FEATURES.index(POPULARITY_FEATURE)].astype(np.float64)
+
+
+def popularity_scores(inputs: RankerInputs, label_NT: Floats, rows: Mapping[str, Int64s], rate_T: Floats) -> Scores:
+    """Of the test rows, as probabilities: Platt scaling on validation of the popularity's logarithm.
+
+    Where that fits no rising line, the logged ones are the training rate.
+    """
+    spread_N = np.log1p(popularity(inputs))
+    served_NT = np.tile(spread_N[rows["test"], None], (1, len(HEADS)))
+    logged_NT = np.tile(np.asarray(rate_T, np.float64), (len(rows["test"]), 1))
+    for t in range(len(HEADS)):
+        known = rows["validation"][~np.isnan(label_NT[rows["validation"], t])]
+        slope, intercept = fit_platt(spread_N[known], label_NT[known, t])
+        if (slope, intercept) != (1.0, 0.0):
+            logged_NT[:, t] = 1 / (1 + np.exp(-(served_NT[:, t] * slope + intercept)))
+    return Scores(served_NT=served_NT, logged_NT=logged_NT)
 
 
 def tree_matrix(inputs: RankerInputs) -> npt.NDArray[np.float32]:
@@ -73,3 +91,17 @@ def train_trees(
 def tree_probabilities(trees: lgb.Booster, matrix_NF: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """The trees' predictions `[N]`."""
     return np.asarray(trees.predict(matrix_NF), np.float64)
+
+
+def tree_scores(inputs: RankerInputs, label_NT: Floats, rows: Mapping[str, Int64s], seed: int, threads: int) -> Scores:
+    """The test rows' scores by one model a head; NaN for a head with too few positives."""
+    matrix_NF = tree_matrix(inputs)
+    test = rows["test"]
+    asked = (tree_matrix(inputs.take(test).as_served()), matrix_NF[test])
+    out = [np.full((len(test), len(HEADS)), np.nan) for _ in asked]
+    for t in range(len(HEADS)):
+        trees = train_trees(matrix_NF, label_NT[:, t], (rows["train"], rows["validation"]), seed, threads)
+        if trees is not None:
+            for out_NT, part_NF in zip(out, asked, strict=True):
+                out_NT[:, t] = tree_probabilities(trees, part_NF)
+    return Scores(served_NT=out[0], logged_NT=out[1])

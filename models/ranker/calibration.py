@@ -45,6 +45,9 @@ MIN_EXAMPLES = 100
 RIDGE = 1e-3
 """Pull towards the identity, so that separable or one-class data cannot send the slope to infinity."""
 MAX_STEPS = 50
+CONVERGED = 1e-8
+"""Largest change of a constant that is no change."""
+_PRIOR_2 = np.array([1.0, 0.0])
 
 
 def fit_platt(logit_N: npt.NDArray[Any], label_N: npt.NDArray[Any]) -> tuple[float, float]:
@@ -55,19 +58,19 @@ def fit_platt(logit_N: npt.NDArray[Any], label_N: npt.NDArray[Any]) -> tuple[flo
     if len(logit_N) < MIN_EXAMPLES:
         return 1.0, 0.0
     design_N2 = np.stack([logit_N.astype(np.float64), np.ones(len(logit_N))], axis=1)
-    prior_2 = np.array([1.0, 0.0])
-    beta_2 = prior_2.copy()
+    beta_2 = _PRIOR_2.copy()
     for _ in range(MAX_STEPS):
         probability_N = 1 / (1 + np.exp(-np.clip(design_N2 @ beta_2, -30, 30)))
         curvature_N = np.maximum(probability_N * (1 - probability_N), 1e-6)
-        gradient_2 = design_N2.T @ (probability_N - label_N) + RIDGE * (beta_2 - prior_2)
+        gradient_2 = design_N2.T @ (probability_N - label_N) + RIDGE * (beta_2 - _PRIOR_2)
         hessian_22 = design_N2.T @ (curvature_N[:, None] * design_N2) + RIDGE * np.eye(2)
         step_2 = np.linalg.solve(hessian_22, gradient_2)
-        before = _cost(design_N2, label_N, beta_2, prior_2)
-        while np.abs(step_2).max() >= 1e-8 and _cost(design_N2, label_N, beta_2 - step_2, prior_2) > before:
-            step_2 = step_2 / 2  # a full step overshoots where logits are far too large
+        loss = _penalised_loss(design_N2, label_N, beta_2)
+        # A whole step from far away can overshoot for good; a shorter one always gains, since the loss is convex.
+        while np.abs(step_2).max() >= CONVERGED and _penalised_loss(design_N2, label_N, beta_2 - step_2) > loss:
+            step_2 = step_2 / 2
         beta_2 = beta_2 - step_2
-        if np.abs(step_2).max() < 1e-8:
+        if np.abs(step_2).max() < CONVERGED:
             break
     slope, intercept = float(beta_2[0]), float(beta_2[1])
     if not np.isfinite([slope, intercept]).all() or slope <= 0:
@@ -75,13 +78,6 @@ def fit_platt(logit_N: npt.NDArray[Any], label_N: npt.NDArray[Any]) -> tuple[flo
     return slope, intercept
 
 
-def _cost(
-    design_N2: npt.NDArray[np.float64],
-    label_N: npt.NDArray[Any],
-    beta_2: npt.NDArray[np.float64],
-    prior_2: npt.NDArray[np.float64],
-) -> float:
-    """What Newton's method lowers: the log loss summed, and the pull of `RIDGE`."""
-    scaled_N = design_N2 @ beta_2
-    pull = RIDGE / 2 * float(((beta_2 - prior_2) ** 2).sum())
-    return float((np.logaddexp(0, scaled_N) - label_N * scaled_N).sum()) + pull
+def _penalised_loss(design_N2: npt.NDArray[Any], label_N: npt.NDArray[Any], beta_2: npt.NDArray[Any]) -> float:
+    logit_N = design_N2 @ beta_2
+    return float(np.sum(np.logaddexp(0, logit_N) - label_N * logit_N) + RIDGE / 2 * np.sum((beta_2 - _PRIOR_2) ** 2))

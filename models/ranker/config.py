@@ -49,6 +49,11 @@ class RankerConfig(BaseModel):
         default={"click": 1.0, "completion": 0.3, "like": 0.5, "share": 0.3, "hide": 0.5, "watch_fraction": 0.3}
     )
     """Weight of each head's loss."""
+    single_task_share: float = Field(default=0.3, ge=0)
+    """Example updates that the single-task nets of the report get together, as a share of the ranker's own; 0 leaves
+    them out, 1 or so a head trains them in full (`models.ranker.single_task`)."""
+    refuse_leaks: bool = True
+    """Whether a windowed feature that knows the future ends the run (`models.leakage`); else it is only logged."""
     threads: int = Field(default=1, ge=1)
     """Torch's; on a machine that is busy with other work, more of them wait for each other (measured: 30 times)."""
 

@@ -1,10 +1,11 @@
-"""How good a set of predictions is, head by head and as a slate. Shapes: N examples, T heads.
+"""How good a set of predictions is, head by head and as a slate. Shapes: N examples, T heads, R requests.
 
 Ranking metrics (AUC, GAUC, NDCG) judge what serving would do, every candidate asked for at the same position;
 probability metrics (log loss, ECE) judge the logged positions, where the labels were gathered.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from models.metrics import auc, bootstrap, expected_calibration_error, gauc, log_loss
 from models.ranker_inputs import HEADS
+from models.value import value
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
@@ -19,6 +21,26 @@ Floats = npt.NDArray[np.floating[Any]]
 POSITIVE = 0.5
 """A watch fraction from here on counts as a positive where a ranking metric needs two classes."""
 BOOTSTRAP_ROUNDS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one model says of the examples, in the order of `HEADS`; a column of NaN where it has no say."""
+
+    served_NT: Floats
+    """As if every example were asked for at the serving position: what ranks."""
+    logged_NT: Floats
+    """Probabilities at the logged position, where the labels were gathered."""
+
+    def has(self, t: int) -> bool:
+        """Whether the model has a say on this head."""
+        return not bool(np.isnan(self.logged_NT[:, t]).all())
+
+    def value(self, rate_T: Floats, weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        """The combined value `[N]` by which serving would order; `rate_T` stands in where the model has no say."""
+        served_NT = np.where(np.isnan(self.served_NT), rate_T, self.served_NT).astype(np.float32)
+        by_head = {head: served_NT[:, t] for t, head in enumerate(HEADS)}
+        return value(by_head, weights).astype(np.float64)
 
 
 def ranking_metrics(label_N: Floats, score_N: Floats, user_N: Int64s) -> dict[str, float]:
@@ -56,9 +78,15 @@ def realised_value(label_NT: Floats, weights: Mapping[str, float]) -> npt.NDArra
 
 def slate_ndcg(gain_N: Floats, score_N: Floats, request_N: Int64s) -> float:
     """NDCG of whole slates reordered by score, averaged over slates that brought anything; NaN when none did."""
-    achieved, ideal = (_discounted(gain_N, key_N, request_N) for key_N in (score_N, gain_N))
-    told = ideal > 0
-    return float(np.mean(achieved[told] / ideal[told])) if told.any() else float("nan")
+    ndcg_R = slate_ndcgs(gain_N, score_N, request_N)
+    told_R = ~np.isnan(ndcg_R)
+    return float(np.mean(ndcg_R[told_R])) if told_R.any() else float("nan")
+
+
+def slate_ndcgs(gain_N: Floats, score_N: Floats, request_N: Int64s) -> npt.NDArray[np.float64]:
+    """NDCG of each request's slate, by the request's number; NaN where it brought nothing or has no examples."""
+    achieved_R, ideal_R = (_discounted(gain_N, key_N, request_N) for key_N in (score_N, gain_N))
+    return np.where(ideal_R > 0, achieved_R / np.where(ideal_R > 0, ideal_R, 1.0), np.nan)
 
 
 def _discounted(gain_N: Floats, key_N: Floats, request_N: Int64s) -> npt.NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """The multitask ranker in torch: a first layer in three parts, a mixture of experts a head (`experts`), towers.
 
 The additive position term is Zhao et al., RecSys 2019. Shapes: U user rows (C or 1, broadcast),
-C candidates, F features, L history slots, A attention width, K decays, H hidden, D expert width, T heads.
+N candidates of a user row (C = U N), C candidates, F features, L history slots, A attention width, M matched codes,
+K decays, R = N M, H hidden, D expert width, T heads.
 """
 
 import math
@@ -87,59 +88,63 @@ class RankerNetwork(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits `[C, T]`."""
-        content_CA = torch.cat(
-            [self.item(inputs["item_C"]), self.category(inputs["category_C"]), self.creator(inputs["creator_C"])], dim=1
-        )
-        history_ULA = torch.cat(
-            [
-                self.item(inputs["history_item_UL"]),
-                self.category(inputs["history_category_UL"]),
-                self.creator(inputs["history_creator_UL"]),
-            ],
-            dim=2,
-        )
+        content_CA, history_ULA = self.content(inputs), self.history(inputs)
         hidden_CH = (
-            self._user(inputs, history_ULA)
-            + self._candidate(inputs, content_CA)
-            + self._cross(inputs, content_CA, history_ULA)
+            self.user_part(inputs, history_ULA)
+            + self._candidate_part(inputs, content_CA)
+            + self.cross_part(inputs, content_CA, self.query(content_CA), history_ULA)
         )
-        position_CT: Tensor = self.position(torch.clamp(inputs["position_C"], max=MAX_POSITION))
+        return self.head_logits(hidden_CH, inputs["position_C"])
+
+    def content(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings `[C, A]` of what the candidates are."""
+        codes = (self.item(inputs["item_C"]), self.category(inputs["category_C"]), self.creator(inputs["creator_C"]))
+        return torch.cat(codes, dim=1)
+
+    def history(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The same embeddings `[U, L, A]` of the history's items."""
+        item_ULA, category_ULA = self.item(inputs["history_item_UL"]), self.category(inputs["history_category_UL"])
+        return torch.cat([item_ULA, category_ULA, self.creator(inputs["history_creator_UL"])], dim=2)
+
+    def head_logits(self, hidden_CH: Tensor, position_C: Tensor) -> Tensor:
+        """Logits `[C, T]` of the first layer's sum."""
         logit_CT: Tensor = self.towers(self.mixture(self.dropout(torch.relu(hidden_CH))))
+        position_CT: Tensor = self.position(torch.clamp(position_C, max=MAX_POSITION))
         return logit_CT + position_CT
 
-    def _user(self, inputs: Mapping[str, Tensor], history_ULA: Tensor) -> Tensor:
+    def user_part(self, inputs: Mapping[str, Tensor], history_ULA: Tensor) -> Tensor:
+        """The first layer's user part `[U, H]`, once a request where U is 1."""
         weight_UL = torch.log1p(inputs["history_weight_UL"])
         mean_UA = (history_ULA * weight_UL[:, :, None]).sum(dim=1) / (weight_UL.sum(dim=1, keepdim=True) + 1.0)
         context = [self.device(inputs["device_U"]), self.hour(inputs["hour_U"])]
         part_UH: Tensor = self.from_user(torch.cat([self.standard_user(inputs["user_UF"]), *context, mean_UA], dim=1))
         return part_UH
 
-    def _candidate(self, inputs: Mapping[str, Tensor], content_CA: Tensor) -> Tensor:
+    def _candidate_part(self, inputs: Mapping[str, Tensor], content_CA: Tensor) -> Tensor:
         windows_CF = self.standard_candidate(inputs["candidate_CF"])
         static_CS = self.standard_static(inputs["static_CS"])
         parts = [windows_CF, static_CS, content_CA, self.language(inputs["language_C"])]
         part_CH: Tensor = self.from_candidate(torch.cat(parts, dim=1))
         return part_CH
 
-    def _cross(self, inputs: Mapping[str, Tensor], content_CA: Tensor, history_ULA: Tensor) -> Tensor:
-        """What the candidate is to the recent history: attention, and matches under several decays."""
+    def cross_part(
+        self, inputs: Mapping[str, Tensor], content_CA: Tensor, query_CA: Tensor, history_ULA: Tensor
+    ) -> Tensor:
+        """What the candidate is to the recent history: attention, and matches under several decays.
+
+        Candidates are laid out as U rows of N, so that one user's are one matrix product (infra/adr/0008).
+        """
+        users, _, width = history_ULA.shape
         weight_UL, age_UL = inputs["history_weight_UL"], inputs["history_age_ms_UL"]
-        query_CA = self.query(content_CA)
-        affinity_CL = (query_CA[:, None, :] * history_ULA).sum(dim=2) / content_CA.shape[1] ** 0.5
+        query_UNA = query_CA.reshape(users, -1, width)
+        affinity_UNL = torch.matmul(query_UNA, history_ULA.transpose(1, 2)) / width**0.5
         # exp(affinity) * weight / (1 + hours)^slope, normalised with one empty slot, so no history gives zeros.
         recency_UL = torch.log1p(weight_UL) * (1 + age_UL / MS_PER_HOUR) ** -torch.relu(self.age_slope)
-        mass_CL = torch.exp(torch.clamp(affinity_CL, -10.0, 10.0)) * recency_UL
-        attended_CA = (mass_CL[:, :, None] * history_ULA).sum(dim=1) / (mass_CL.sum(dim=1, keepdim=True) + 0.1)
-        decay_ULK = torch.stack(
-            [torch.exp(age_UL * (-math.log(2) / half_life)) for half_life in MATCH_HALF_LIVES_MS], dim=2
-        )
-        decayed_ULK = weight_UL[:, :, None] * decay_ULK
-        matches = [attended_CA, attended_CA * content_CA]
-        for name in MATCHED:
-            code_C1 = inputs[f"{name}_C"][:, None]
-            same_CL = ((inputs[f"history_{name}_UL"] == code_C1) & (code_C1 > 0)).float()
-            matches.append(torch.log1p((same_CL[:, :, None] * decayed_ULK).sum(dim=1)))
-        part_CH: Tensor = self.from_cross(torch.cat(matches, dim=1))
+        mass_UNL = torch.exp(torch.clamp(affinity_UNL, -10.0, 10.0)) * recency_UL[:, None, :]
+        attended_UNA = torch.matmul(mass_UNL, history_ULA) / (mass_UNL.sum(dim=2, keepdim=True) + 0.1)
+        attended_CA = attended_UNA.reshape(-1, width)
+        parts = [attended_CA, attended_CA * content_CA, _matches(inputs)]
+        part_CH: Tensor = self.from_cross(torch.cat(parts, dim=1))
         return part_CH
 
     def forget_rare_items(self, examples_I: np.ndarray[tuple[int], np.dtype[np.int64]], fewest: int) -> None:
@@ -147,6 +152,20 @@ class RankerNetwork(nn.Module):
         rare = torch.from_numpy(np.flatnonzero(examples_I < fewest) + 1)
         with torch.no_grad():
             self.item.weight[rare] = self.item.weight[0].clone()
+
+
+def _matches(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Weight of the history that has the candidate's item, category, creator or language, by decay: `[C, M * K]`."""
+    weight_UL, age_UL = inputs["history_weight_UL"], inputs["history_age_ms_UL"]
+    users, slots = weight_UL.shape
+    decay = [torch.exp(age_UL * (-math.log(2) / half_life)) for half_life in MATCH_HALF_LIVES_MS]
+    decayed_ULK = weight_UL[:, :, None] * torch.stack(decay, dim=2)
+    code_CM = torch.stack([inputs[f"{name}_C"] for name in MATCHED], dim=1)
+    history_UML = torch.stack([inputs[f"history_{name}_UL"] for name in MATCHED], dim=1)
+    code_UNM1 = code_CM.reshape(users, -1, len(MATCHED), 1)
+    same_UNML = (code_UNM1 == history_UML[:, None]) & (code_UNM1 > 0)
+    total_URK = torch.matmul(same_UNML.float().reshape(users, -1, slots), decayed_ULK)
+    return torch.log1p(total_URK).reshape(-1, len(MATCHED) * len(MATCH_HALF_LIVES_MS))
 
 
 def _mixture(heads: int, config: RankerConfig) -> MMoE | PLE:

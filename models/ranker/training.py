@@ -14,7 +14,7 @@ from models.ranker.config import RankerConfig
 from models.ranker.epochs import masked_loss, run_epochs, update
 from models.ranker.network import RankerNetwork
 from models.ranker.optimiser import AdamW
-from models.ranker_inputs import HEADS, OOV, RankerLayout
+from models.ranker_inputs import OOV, RankerLayout
 
 Int64s = npt.NDArray[np.int64]
 Batch = dict[str, Tensor]
@@ -61,21 +61,23 @@ class Data:
 def train_ranker(
     data: Data, layout: RankerLayout, config: RankerConfig, seed: int, checkpoint: Path | None = None
 ) -> Trained:
-    """Trains until validation stops improving, and returns the best epoch's network.
+    """Trains the layout's heads until validation stops improving, and returns the best epoch's network.
 
-    A run that finds its own `checkpoint` goes on from its last whole epoch, to the same result as without a stop.
+    The labels' columns are the layout's heads. A run that finds its own `checkpoint` goes on from its last whole epoch,
+    to the same result as without a stop.
     Raises `TrainingError` before an update with a non-finite loss.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
     network = RankerNetwork(layout, config)
+    weight_T = torch.tensor([config.head_weights[head] for head in layout.heads])
     _fit_constants(network, data)
     optimiser = AdamW(network.parameters(), config.learning_rate, config.weight_decay)
     progress = run_epochs(
         network,
         optimiser,
-        train=lambda epoch: _one_epoch(network, optimiser, data, data.order(seed, epoch), config),
-        validate=lambda: {"validation_loss": loss_of(network, data, config)},
+        train=lambda epoch: _one_epoch(network, optimiser, data, data.order(seed, epoch), config, weight_T),
+        validate=lambda: {"validation_loss": loss_of(network, data, weight_T)},
         epochs=config.epochs,
         patience=config.patience,
         checkpoint=checkpoint,
@@ -97,15 +99,17 @@ def predict(network: RankerNetwork, inputs: Mapping[str, Tensor], rows: Int64s) 
     return torch.cat(parts).numpy()
 
 
-def loss_of(network: RankerNetwork, data: Data, config: RankerConfig) -> float:
+def loss_of(network: RankerNetwork, data: Data, weight_T: Tensor) -> float:
     """The loss on the validation rows."""
     logit_NT = torch.from_numpy(predict(network, data.inputs, data.validation_rows))
-    return float(masked_loss(logit_NT, data.label_NT[data.validation_rows], _head_weights(config)))
+    return float(masked_loss(logit_NT, data.label_NT[data.validation_rows], weight_T))
 
 
-def _one_epoch(network: RankerNetwork, optimiser: AdamW, data: Data, order: Int64s, config: RankerConfig) -> float:
+def _one_epoch(
+    network: RankerNetwork, optimiser: AdamW, data: Data, order: Int64s, config: RankerConfig, weight_T: Tensor
+) -> float:
     network.train()
-    weight_T, total = _head_weights(config), 0.0
+    total = 0.0
     batches = np.split(order, range(config.batch_size, len(order), config.batch_size))
     for step, rows in enumerate(batches):
         inputs, label_NT = data.batch(torch.from_numpy(rows))
@@ -121,10 +125,6 @@ def _with_unknowns(inputs: Batch, share: float) -> Batch:
         hidden = torch.rand(inputs[name].shape) < share
         out[name] = torch.where(hidden, torch.full_like(inputs[name], OOV), inputs[name])
     return out
-
-
-def _head_weights(config: RankerConfig) -> Tensor:
-    return torch.tensor([config.head_weights[head] for head in HEADS])
 
 
 def _fit_constants(network: RankerNetwork, data: Data) -> None:

@@ -286,6 +286,15 @@ def test_platt_scaling_undoes_a_stretch_and_a_shift(stretch: float) -> None:
     assert slope * stretch == pytest.approx(1, abs=0.05) and intercept + slope == pytest.approx(0, abs=0.06)
 
 
+def test_platt_scaling_from_scores_that_are_far_from_logits_does_not_diverge() -> None:
+    rng = np.random.default_rng(0)
+    score_N = rng.uniform(1, 400, 600)
+    label_N = (rng.random(600) < 1 / (1 + np.exp(-(score_N * 0.01 - 4)))).astype(np.float32)
+    slope, intercept = fit_platt(score_N, label_N)
+    got = log_loss(label_N, 1 / (1 + np.exp(-(score_N * slope + intercept))))
+    assert got < log_loss(label_N, np.full(600, label_N.mean())) and 0.005 < slope < 0.015
+
+
 @pytest.mark.parametrize(
     ("logit_N", "label_N"),
     [(np.zeros(10), np.zeros(10)), (np.linspace(-3, 3, 500), np.linspace(-3, 3, 500) < 0)],

@@ -1,0 +1,78 @@
+"""The ranker's network with one head at a time: what sharing brings beyond the network itself.
+
+They train on a budget, since six nets in full would take several times the ranker's own time: a comparison that is
+bounded is one in the ranker's favour, and its report says by how much. Shapes: N examples, T heads.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.ranker.calibration import Calibration, fit_platt
+from models.ranker.config import RankerConfig
+from models.ranker.evaluation import Scores
+from models.ranker.training import Data, Trained, predict, train_ranker
+from models.ranker_inputs import HEADS, SERVING_POSITION, RankerLayout
+
+log = logging.getLogger(__name__)
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleTask:
+    """The nets' predictions, and how much each was trained."""
+
+    scores: Scores
+    trained: dict[str, dict[str, float]]
+    """Of each head `examples` an epoch, `epochs`, and `share` of the head's training examples."""
+
+
+def train_single_tasks(
+    data: Data, layout: RankerLayout, config: RankerConfig, trained: Trained, test_rows: Int64s, seed: int
+) -> SingleTask:
+    """One net a head, on examples where its label is defined, calibrated on validation as the ranker is.
+
+    Together they see at most `single_task_share` times the examples that the ranker's own training saw. A head without
+    a defined label in training or validation has no net, and NaN.
+    """
+    served_NT = np.full((len(test_rows), len(HEADS)), np.nan, np.float32)
+    logged_NT, told = served_NT.copy(), {}
+    for t, (part, epochs) in enumerate(budget(data, trained, config, seed)):
+        head = HEADS[t]
+        if not len(part.train_rows) or not len(part.validation_rows):
+            continue
+        own = config.model_copy(update={"epochs": epochs, "head_weights": dict.fromkeys(HEADS, 1.0)})
+        network = train_ranker(part, replace(layout, heads=(head,)), own, seed).network
+        logit_V = predict(network, part.inputs, part.validation_rows)[:, 0]
+        slope, intercept = fit_platt(logit_V, part.label_NT[part.validation_rows, 0].numpy())
+        calibration = Calibration(slope_T=np.array([slope]), intercept_T=np.array([intercept]))
+        for out_NT, inputs in ((served_NT, _as_served(data.inputs)), (logged_NT, data.inputs)):
+            out_NT[:, t] = calibration(predict(network, inputs, test_rows))[:, 0]
+        defined = int((~torch.isnan(data.label_NT[data.train_rows, t])).sum())
+        told[head] = {"examples": len(part.train_rows), "epochs": epochs, "share": len(part.train_rows) / defined}
+    return SingleTask(scores=Scores(served_NT=served_NT, logged_NT=logged_NT), trained=told)
+
+
+def budget(data: Data, trained: Trained, config: RankerConfig, seed: int) -> list[tuple[Data, int]]:
+    """What each head's net trains on, and for how many epochs at most: whole ones, else one on a random part."""
+    updates = int(config.single_task_share * len(trained.epochs) * len(data.train_rows) / len(HEADS))
+    parts = []
+    for t in range(len(HEADS)):
+        label_NT = data.label_NT[:, t : t + 1]
+        defined_N = ~torch.isnan(label_NT[:, 0]).numpy()
+        train, validation = (rows[defined_N[rows]] for rows in (data.train_rows, data.validation_rows))
+        epochs = max(1, min(config.epochs, updates // max(len(train), 1)))
+        if updates < len(train):
+            train = np.sort(np.random.default_rng(seed).permutation(train)[:updates])
+        parts.append((replace(data, label_NT=label_NT, train_rows=train, validation_rows=validation), epochs))
+    return parts
+
+
+def _as_served(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**inputs, "position_C": torch.full_like(inputs["position_C"], SERVING_POSITION)}
