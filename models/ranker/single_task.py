@@ -47,6 +47,7 @@ def train_single_tasks(
         head = HEADS[t]
         if not len(part.train_rows) or not len(part.validation_rows):
             continue
+        log.info("a net for %s alone: %d examples an epoch, %d epochs at most", head, len(part.train_rows), epochs)
         own = config.model_copy(update={"epochs": epochs, "head_weights": dict.fromkeys(HEADS, 1.0)})
         network = train_ranker(part, replace(layout, heads=(head,)), own, seed).network
         logit_V = predict(network, part.inputs, part.validation_rows)[:, 0]
