@@ -50,8 +50,8 @@ class RankerConfig(BaseModel):
     )
     """Weight of each head's loss."""
     single_task_share: float = Field(default=0.3, ge=0)
-    """Example updates that the single-task nets of the report get together, as a share of the ranker's own; 0 leaves
-    them out, 1 or so a head trains them in full (`models.ranker.single_task`)."""
+    """Example updates that the single-task nets of the report get together, as a share of the ranker's own: 0 leaves
+    them out, 6 trains each in full, less makes them a lower bound (`models.ranker.single_task`)."""
     refuse_leaks: bool = True
     """Whether a windowed feature that knows the future ends the run (`models.leakage`); else it is only logged."""
     threads: int = Field(default=1, ge=1)

@@ -1,7 +1,9 @@
 """The ranker's network with one head at a time: what sharing brings beyond the network itself.
 
-They train on a budget, since six nets in full would take several times the ranker's own time: a comparison that is
-bounded is one in the ranker's favour, and its report says by how much. Shapes: N examples, T heads.
+They train on a budget, since six nets in full take 3.6 times the ranker's own time. On a budget they are a lower bound,
+far below what they reach: on 24,000 made-up examples a click AUC of .737 after 5% of the updates, .786 after all of
+them, where the ranker has .786. So the report says what share each saw, and `single_task_share` 6 trains them in full.
+Shapes: N examples, T heads.
 """
 
 import logging
@@ -30,7 +32,7 @@ class SingleTask:
 
     scores: Scores
     trained: dict[str, dict[str, float]]
-    """Of each head `examples` an epoch, `epochs`, and `share` of the head's training examples."""
+    """Of each head `examples` an epoch, `epochs`, and `share_of_updates`: their product over what the ranker saw."""
 
 
 def train_single_tasks(
@@ -47,15 +49,18 @@ def train_single_tasks(
         head = HEADS[t]
         if not len(part.train_rows) or not len(part.validation_rows):
             continue
+        log.info("a net for %s alone: %d examples an epoch, %d epochs at most", head, len(part.train_rows), epochs)
         own = config.model_copy(update={"epochs": epochs, "head_weights": dict.fromkeys(HEADS, 1.0)})
-        network = train_ranker(part, replace(layout, heads=(head,)), own, seed).network
+        alone = train_ranker(part, replace(layout, heads=(head,)), own, seed)
+        network = alone.network
         logit_V = predict(network, part.inputs, part.validation_rows)[:, 0]
         slope, intercept = fit_platt(logit_V, part.label_NT[part.validation_rows, 0].numpy())
         calibration = Calibration(slope_T=np.array([slope]), intercept_T=np.array([intercept]))
         for out_NT, inputs in ((served_NT, _as_served(data.inputs)), (logged_NT, data.inputs)):
             out_NT[:, t] = calibration(predict(network, inputs, test_rows))[:, 0]
         defined = int((~torch.isnan(data.label_NT[data.train_rows, t])).sum())
-        told[head] = {"examples": len(part.train_rows), "epochs": epochs, "share": len(part.train_rows) / defined}
+        share = len(part.train_rows) * len(alone.epochs) / (defined * len(trained.epochs))
+        told[head] = {"examples": len(part.train_rows), "epochs": len(alone.epochs), "share_of_updates": share}
     return SingleTask(scores=Scores(served_NT=served_NT, logged_NT=logged_NT), trained=told)
 
 

@@ -78,18 +78,18 @@ class SplitRanker:
         item_feed = _item_feed(sample)
         item = _exported(ItemPart(network), folder / "item_part.onnx", item_feed, ITEM_OUTPUTS)
         self.item_session = item
-        request_feed = {**_request_feed(sample), **self.item_rows(sample)}
-        named = _Named(RequestPart(network), tuple(request_feed))
-        self.request_session = _exported(named, folder / "request_part.onnx", request_feed, ("logit_CT",))
+        feed = {**request_feed(sample), **self.item_rows(sample)}
+        named = _Named(RequestPart(network), tuple(feed))
+        self.request_session = _exported(named, folder / "request_part.onnx", feed, ("logit_CT",))
         self.names = {taken.name for taken in self.request_session.get_inputs()}
 
     def item_rows(self, inputs: RankerInputs) -> dict[str, np.ndarray]:
         """What a snapshot would keep, for these items."""
         return dict(zip(ITEM_OUTPUTS, self.item_session.run(None, _item_feed(inputs)), strict=True))
 
-    def logits(self, inputs: RankerInputs, item_rows: dict[str, np.ndarray]) -> np.ndarray:
-        """`[C, T]`, from the candidates' rows of the snapshot."""
-        feed = {**_request_feed(inputs), **item_rows}
+    def logits(self, request: dict[str, np.ndarray], item_rows: dict[str, np.ndarray]) -> np.ndarray:
+        """`[C, T]`, from `request_feed` and the candidates' rows of the snapshot."""
+        feed = {**request, **item_rows}
         return self.request_session.run(None, {name: feed[name] for name in self.names})[0]
 
 
@@ -112,7 +112,7 @@ def _item_feed(inputs: RankerInputs) -> dict[str, np.ndarray]:
     return {name: getattr(inputs, name) for name in ITEM_NAMES}
 
 
-def _request_feed(inputs: RankerInputs) -> dict[str, np.ndarray]:
+def request_feed(inputs: RankerInputs) -> dict[str, np.ndarray]:
     """Everything, but of windows and statics only what differs by request."""
     feed = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
     own_CF, age_CS = inputs.candidate_CF[:, :OWN_FEATURES], inputs.static_CS[:, 1:]

@@ -14,7 +14,7 @@ from models.ranker.export import difference, export
 from models.ranker.network import RankerNetwork, Standardiser
 from models.ranker.scorer import Ranker
 from models.ranker_inputs import HEADS, OOV, RankerInputs, RankerLayout
-from tests.bench.split_ranker import SplitRanker
+from tests.bench.split_ranker import SplitRanker, request_feed
 from tests.ranker_examples import random_inputs
 
 LAYOUT = RankerLayout(devices=("phone", "tv"), items=200, categories=12, creators=30, languages=4)
@@ -100,5 +100,5 @@ def test_the_split_graphs_give_what_the_whole_one_does(mixture: Mixture, tmp_pat
     for name, inputs in edges(1).items():
         with torch.inference_mode():
             whole_CT = network({key: torch.from_numpy(array) for key, array in inputs.feed().items()}).numpy()
-        got_CT = split.logits(inputs, split.item_rows(inputs))
+        got_CT = split.logits(request_feed(inputs), split.item_rows(inputs))
         np.testing.assert_allclose(got_CT, whole_CT, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
