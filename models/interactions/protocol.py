@@ -15,8 +15,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from models.interactions.recommenders import Recommender, popularity
-from models.interactions.table import UNKNOWN, Interactions, TableError
+from models.interactions.table import UNKNOWN, Interactions
 from models.metrics import bootstrap, hit_rate, ndcg, recall, reciprocal_rank
+from models.own_table import TableError
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]

@@ -9,22 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.dataset as ds
 from scipy import sparse
 
-from models.refusal import RefusalError
+from models.own_table import TableError, read_table
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 UNKNOWN = -1
 """Index of an id that training does not know."""
-CSV_SUFFIXES = (".csv", ".tsv")
-
-
-class TableError(RefusalError):
-    """A table that cannot be used: says which, what was got and what is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +58,7 @@ def read_training(path: Path) -> Interactions:
 
     Raises `TableError` when it is unreadable, empty, lacks a column or has nulls or weights that are not positive.
     """
-    rows = read_table(path, ("user_id", "item_id"), ("weight", "event_time_ms"))
+    rows = _pairs_table(path, ("weight", "event_time_ms"))
     users, items = (_text(rows.column(name)).dictionary_encode() for name in ("user_id", "item_id"))
     return Interactions(
         user_ids=users.dictionary,
@@ -83,7 +76,7 @@ def read_pairs(path: Path, known: Interactions) -> Interactions:
     Items that the other does not know are `UNKNOWN`; such users are added behind its own, so that each stays one. A
     table of which it knows no item is refused.
     """
-    rows = read_table(path, ("user_id", "item_id"), ())
+    rows = _pairs_table(path)
     users, items = (_text(rows.column(name)) for name in ("user_id", "item_id"))
     is_stranger = pc.invert(pc.is_in(users, value_set=known.user_ids))
     user_ids = pa.concat_arrays([known.user_ids, pc.unique(users.filter(is_stranger))])
@@ -108,30 +101,13 @@ def _index_in(texts: pa.Array, ids: pa.Array) -> Int32s:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int32)
 
 
-def read_table(path: Path, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
-    """The columns of a Parquet or CSV file, or a directory of Parquet files. Raises `TableError`."""
-    try:
-        rows = pa.csv.read_csv(path, parse_options=_delimiter(path)) if path.suffix in CSV_SUFFIXES else _parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise TableError(f"table {path} cannot be read: {error}; give Parquet or CSV with a header.") from error
-    missing = [name for name in needed if name not in rows.column_names]
-    if missing:
-        raise TableError(f"table {path} lacks {', '.join(missing)}; it has {', '.join(rows.column_names) or 'none'}.")
-    if not rows.num_rows:
-        raise TableError(f"table {path} is empty; give at least one row.")
-    rows = rows.select([name for name in (*needed, *optional) if name in rows.column_names]).combine_chunks()
+def _pairs_table(path: Path, optional: Sequence[str] = ()) -> pa.Table:
+    """The table, whose columns have no nulls. Raises `TableError`."""
+    rows = read_table(path, ("user_id", "item_id"), optional).combine_chunks()
     for name in rows.column_names:
         if rows.column(name).null_count:
             raise TableError(f"table {path}: {name} has {rows.column(name).null_count} nulls; leave those rows out.")
     return rows
-
-
-def _delimiter(path: Path) -> pa.csv.ParseOptions:
-    return pa.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-
-
-def _parquet(path: Path) -> pa.Table:
-    return ds.dataset(path, format="parquet").to_table()
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:

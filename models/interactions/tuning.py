@@ -18,7 +18,8 @@ from scipy import sparse
 from models.als import AlsConfig, Backend
 from models.interactions.protocol import Test, build_test, measure
 from models.interactions.recommenders import Config, Item2ItemConfig, PopularConfig, train
-from models.interactions.table import Interactions, TableError
+from models.interactions.table import Interactions
+from models.own_table import TableError
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from models.off_policy.log import Choices, Float64s, Int64s, PolicyLog
 from models.off_policy.weights import importance_weights
+from models.own_table import read_table
 from models.refusal import RefusalError
 
 REQUIRED = ("propensity", "target_probability", "reward")
@@ -43,14 +42,7 @@ TOLERANCE = 1e-3
 
 def read_policy_log(path: Path) -> PolicyLog:
     """The log in a Parquet or CSV file. Raises `RefusalError` for what breaks the contract above."""
-    readers = {".parquet": pq.read_table, ".csv": pa_csv.read_csv}
-    if (reader := readers.get(path.suffix.lower())) is None:
-        raise RefusalError(f"logs: got {path.name}; allowed: a name that ends in .parquet or .csv; convert the table.")
-    try:
-        table = reader(path)
-    except (OSError, pa.ArrowException) as error:
-        raise RefusalError(f"logs {path} cannot be read: {error}; allowed: a Parquet or CSV table.") from error
-    return policy_log(table)
+    return policy_log(read_table(path, REQUIRED, whole=True))
 
 
 def policy_log(table: pa.Table) -> PolicyLog:

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from models.own_table import read_table
 from models.refusal import RefusalError
 from models.tabular.config import RUN, TabularConfig
 from models.tabular.encoding import UNKNOWN, Encoder
 from models.tabular.evaluation import Metrics, demand_classes, report_on
 from models.tabular.model import Origin, TabularModel, calibrate
 from models.tabular.split import PARTS, depends_on_order, split_rows
-from models.tabular.table import columns_of, labels_of, read_table
+from models.tabular.table import columns_of, labels_of
 from models.tabular.training import Part, Trained, fingerprint, predict, train_network
 
 log = logging.getLogger(__name__)

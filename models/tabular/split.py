@@ -4,9 +4,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from models.own_table import SHOWN
 from models.refusal import RefusalError
 from models.tabular.config import ColumnSplit, RandomSplit, TabularConfig, TimeSplit
-from models.tabular.table import SHOWN, numbers, texts
+from models.tabular.table import numbers, texts
 
 Int64s = npt.NDArray[np.int64]
 Rows = dict[str, Int64s]

@@ -1,51 +1,17 @@
-"""A table from Parquet or CSV, and its labels as numbers. Shapes: N rows, T tasks."""
+"""Which columns of a table are read, and its labels as numbers. Shapes: N rows, T tasks."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
-import pyarrow.dataset as ds
 
+from models.own_table import SHOWN, listed
 from models.refusal import RefusalError
 from models.tabular.config import TabularConfig, Task, Value
 
 Float64s = npt.NDArray[np.float64]
-
-NULL_TEXTS = ["", "NA", "N/A", "NULL", "null", "None"]
-"""What a CSV file means by null; `nan` stays a number, which labels refuse."""
-SHOWN = 8
-"""How many names or values an error lists."""
-
-
-def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """These columns of a Parquet file, a directory of Parquet files, or a CSV file with a header.
-
-    Dictionary columns come decoded. Raises `RefusalError` when the table cannot be read, lacks a column or has no row.
-    """
-    if not path.exists():
-        raise RefusalError(f"table {path} does not exist; give a Parquet or CSV file, or a directory of Parquet files.")
-    try:
-        if path.suffix.lower() == ".csv":
-            options = csv.ConvertOptions(null_values=NULL_TEXTS, strings_can_be_null=True)
-            source = csv.read_csv(path, convert_options=options)
-            names = source.column_names
-        else:
-            source = ds.dataset(path, format="parquet", partitioning="hive")
-            names = source.schema.names
-        _demand(path, columns, names)
-        table = source.select(columns) if isinstance(source, pa.Table) else source.to_table(columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise RefusalError(
-            f"table {path} cannot be read: {reason[:300]}; give Parquet, or CSV with a header."
-        ) from error
-    if not table.num_rows:
-        raise RefusalError(f"table {path} is empty; give one with rows.")
-    return pa.table({name: _plain(table.column(name)) for name in columns})
 
 
 def columns_of(config: TabularConfig, *, with_split: bool) -> list[str]:
@@ -85,18 +51,6 @@ def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
         if whole and (bound is None or bound < 2**53):
             column = column.cast(pa.int64())
     return pc.utf8_trim_whitespace(column.cast(pa.string()))
-
-
-def _demand(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise RefusalError(
-            f"table {path} lacks {_listed(missing)}; it has {_listed(names)}: correct the configuration or the table."
-        )
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _label(column: pa.ChunkedArray, task: Task) -> Float64s:
@@ -149,9 +103,4 @@ def _as_text(value: Value) -> str:
 
 
 def _some(column: pa.ChunkedArray) -> str:
-    return _listed([repr(value) for value in pc.unique(column).slice(0, SHOWN + 1).to_pylist()])
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = ", …" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return listed([repr(value) for value in pc.unique(column).slice(0, SHOWN + 1).to_pylist()])

@@ -15,8 +15,9 @@ from models.als import AlsConfig
 from models.interactions.evaluate import Evaluation, evaluate, read_config
 from models.interactions.protocol import build_test, measure, summarise
 from models.interactions.recommenders import Item2ItemConfig, Kind, PopularConfig, train
-from models.interactions.table import Interactions, TableError, read_pairs, read_training
+from models.interactions.table import Interactions, read_pairs, read_training
 from models.interactions.tuning import tune, validation_split
+from models.own_table import TableError
 from models.refusal import RefusalError
 
 RANKS = (1, 3, 10)
@@ -138,7 +139,7 @@ def test_strangers_get_what_is_popular_and_unknown_items_are_misses(tmp_path: Pa
     ("names", "rows", "says"),
     [
         (("user_id", "film"), [("u", "i")], r"lacks item_id; it has user_id, film"),
-        (("user_id", "item_id"), [], r"is empty; give at least one row"),
+        (("user_id", "item_id"), [], r"is empty; give one with rows"),
         (("user_id", "item_id", "weight"), [("u", "i", 1.0), ("u", "j", -2.0)], r"weight is -2.0 in 1 rows"),
         (("user_id", "item_id", "weight"), [("u", "i", float("nan"))], r"weight is nan in 1 rows"),
         (("user_id", "item_id", "weight"), [("u", "i", "much")], r"weight is string; allowed: numbers"),
@@ -164,7 +165,7 @@ def test_other_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="some are test items of the same user"):
         build_test(training, tested, read_pairs(test_path, tested))
     (tmp_path / "broken.parquet").write_text("no table")
-    with pytest.raises(TableError, match=r"cannot be read: .*give Parquet or CSV"):
+    with pytest.raises(TableError, match=r"cannot be read: .*give Parquet, or CSV"):
         read_training(tmp_path / "broken.parquet")
     (tmp_path / "c.json").write_text('{"embeding_dim": 8}')
     with pytest.raises(RefusalError, match=r"embeding_dim: Extra inputs.*fields: .*embedding_dim"):

@@ -354,8 +354,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table(ROWS).slice(0, 0), tmp_path / "empty.parquet")
     for name, said in (
         ("broken.parquet", "cannot be read"),
-        ("x.json", "ends in .parquet or .csv"),
-        ("empty.parquet", "without rows"),
+        ("absent.csv", "does not exist; give a Parquet or CSV file"),
+        ("empty.parquet", "is empty; give one with rows"),
     ):
         with pytest.raises(RefusalError, match=said):
             read_policy_log(tmp_path / name)
@@ -384,4 +384,4 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path) -> None:
     pq.write_table(pa.table({"reward": [1.0]}), tmp_path / "logs.parquet")
     done = _millrace("--logs", str(tmp_path / "logs.parquet"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "lack the columns propensity, target_probability" in done.stderr
+    assert "lacks propensity, target_probability" in done.stderr

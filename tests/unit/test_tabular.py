@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from models.metrics import auc
+from models.own_table import read_table
 from models.ranker.epochs import TrainingError
 from models.ranker.experts import PLE, MMoE
 from models.refusal import RefusalError
@@ -24,7 +25,7 @@ from models.tabular.model import TabularModel, calibrate
 from models.tabular.network import build_network
 from models.tabular.run import evaluate, train
 from models.tabular.split import split_rows
-from models.tabular.table import labels_of, read_table
+from models.tabular.table import labels_of
 from models.tabular.training import Part, Trained, predict, train_network
 
 ROWS = 1_500
