@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
 from models.catalogue import Entry
@@ -12,15 +12,6 @@ from models.champions import Champions
 from models.compare_bundles import Difference, MetricDifference
 from models.gates import GateResult
 from models.promotion import OVERRIDE, gates_of
-
-PIPED_WIDTH = 200
-"""Columns where nobody looks at a terminal: a file should hold whole ids."""
-
-
-def console() -> Console:
-    """Where tables go: as wide as the terminal, or wide enough for a file."""
-    found = Console(highlight=False, markup=False)
-    return found if found.is_terminal else Console(highlight=False, markup=False, width=PIPED_WIDTH)
 
 
 def list_view(entries: Sequence[Entry]) -> Table:

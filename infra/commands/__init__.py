@@ -9,8 +9,8 @@ class CommandError(Exception):
     """One sentence for the user: what was got, what is allowed, what to do."""
 
 
-PIPE_WIDTH = 120
-"""Columns of a table that goes to a file or another program."""
+PIPE_WIDTH = 200
+"""Columns of a table that goes to a file or another program, which should hold whole ids."""
 
 
 def say(what: RenderableType) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.commands import CommandError
+from infra.commands import CommandError, say
 from infra.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 @app.command("list")
 def list_bundles(as_json: AsJson = False) -> None:
     """Show every bundle: version, id, when it was made, aliases, metrics, gates, whether its directory is there."""
-    from infra.bundle_views import console, list_view
+    from infra.bundle_views import list_view
     from models.catalogue import entries
     from models.promotion import disagreement
 
@@ -45,15 +45,15 @@ def list_bundles(as_json: AsJson = False) -> None:
     if as_json:
         say_json({"bundles": [asdict(entry) for entry in found], "disagreement": differs})
         return
-    console().print(list_view(found))
+    say(list_view(found))
     if differs:
-        console().print(f"the registry disagrees: {differs}", soft_wrap=True)
+        say(f"the registry disagrees: {differs}")
 
 
 @app.command()
 def show(which: Which = "champion", as_json: AsJson = False) -> None:
     """Show one bundle: hashes, features, Delta versions, seeds, code, metrics, weights, runs and gates."""
-    from infra.bundle_views import console, show_view
+    from infra.bundle_views import show_view
     from models.bundle import read_manifest, read_value_weights
     from models.catalogue import entries, resolve
     from models.champions import read_champions
@@ -66,7 +66,7 @@ def show(which: Which = "champion", as_json: AsJson = False) -> None:
     if as_json:
         say_json({**asdict(entry), "manifest": manifest, "value_weights": weights})
         return
-    console().print(show_view(entry, manifest, weights, read_champions(settings.bundles_dir)))
+    say(show_view(entry, manifest, weights, read_champions(settings.bundles_dir)))
 
 
 @app.command()
@@ -77,7 +77,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show what differs between two bundles, and how both do on the same examples."""
-    from infra.bundle_views import console, diff_view, metrics_view
+    from infra.bundle_views import diff_view, metrics_view
     from models.catalogue import entries, resolve
     from models.compare_bundles import differences, on_the_same_examples
     from models.promotion import loaded
@@ -91,12 +91,11 @@ def diff(
     if as_json:
         say_json({"differences": [asdict(each) for each in found], "metrics": [asdict(each) for each in metrics]})
         return
-    out = console()
-    out.print(diff_view(one.bundle_id, other.bundle_id, found) if found else "nothing differs")
+    say(diff_view(one.bundle_id, other.bundle_id, found) if found else "nothing differs")
     if rows is None:
-        out.print(f"not put to the same examples: {why}", soft_wrap=True)
+        say(f"not put to the same examples: {why}")
     else:
-        out.print(metrics_view(one.bundle_id, other.bundle_id, metrics))
+        say(metrics_view(one.bundle_id, other.bundle_id, metrics))
 
 
 @app.command()
@@ -133,7 +132,6 @@ def rollback(
     ] = None,
 ) -> None:
     """Serve an earlier champion again."""
-    from infra.bundle_views import console
     from models.bundle import champion_id
     from models.catalogue import entries, resolve
     from models.promotion import roll_back
@@ -146,7 +144,7 @@ def rollback(
             target = resolve(entries(registry, settings.bundles_dir), which).bundle_id
         left = champion_id(settings.bundles_dir)
         went_to = roll_back(registry, settings.workspace_dir, settings.bundles_dir, target, now_ms())
-    console().print(f"{went_to} is the champion again, instead of {left}", soft_wrap=True)
+    say(f"{went_to} is the champion again, instead of {left}")
 
 
 def open_registry(settings: Settings) -> "Registry":
@@ -185,11 +183,10 @@ def switching(settings: Settings) -> Iterator[None]:
 
 def tell_promotion(report: Mapping[str, Any], gates: list["GateResult"]) -> None:
     """Shows the gates and how it ended. Raises `PromotionRefusedError` when it was refused."""
-    from infra.bundle_views import console, gates_view
+    from infra.bundle_views import gates_view
     from models.gates import NOT_OVERRIDABLE, refusal_of
 
-    out = console()
-    out.print(gates_view(gates))
+    say(gates_view(gates))
     if not report["promoted"]:
         refusal = refusal_of(report["bundle_id"], report["previous_champion"], gates)
         if never := sorted(NOT_OVERRIDABLE & {gate.gate for gate in gates if not gate.passed}):
@@ -200,7 +197,7 @@ def tell_promotion(report: Mapping[str, Any], gates: list["GateResult"]) -> None
     said = f"{report['bundle_id']} is the champion, version {report['version']}"
     if report["overridden"]:
         said += f"; overridden: {', '.join(report['overridden'])}"
-    out.print(said, soft_wrap=True)
+    say(said)
 
 
 def say_json(record: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from infra.commands import CommandError
+from infra.commands import CommandError, say
 from infra.commands.models import Examples, Limits, examples_of, now_ms, open_registry, switching, tell_promotion
 from infra.settings import load_settings
 
@@ -17,13 +17,12 @@ def show(context: typer.Context) -> None:
     """Show the champion's value weights by head, in clicks; `set` changes them."""
     if context.invoked_subcommand is not None:
         return
-    from infra.bundle_views import console, weights_view
+    from infra.bundle_views import weights_view
     from models.reweight import all_heads, champion_bundle
 
     champion = champion_bundle(load_settings().bundles_dir)
-    out = console()
-    out.print(f"champion {champion.bundle_id}")
-    out.print(weights_view(all_heads(champion.value_weights)))
+    say(f"champion {champion.bundle_id}")
+    say(weights_view(all_heads(champion.value_weights)))
 
 
 @app.command("set")
@@ -34,7 +33,7 @@ def set_(
     examples: Examples = None,
 ) -> None:
     """Serve the champion with other value weights: a new bundle, no retraining; other heads keep theirs."""
-    from infra.bundle_views import console, weights_view
+    from infra.bundle_views import weights_view
     from models.gates import GateLimits, GateResult
     from models.promotion import mend
     from models.reweight import all_heads, champion_bundle, changed_weights, preview, set_weights
@@ -43,16 +42,15 @@ def set_(
     champion = champion_bundle(settings.bundles_dir)
     weights = changed_weights(champion, given)
     rows, why = examples_of(settings, examples)
-    out = console()
-    out.print(weights_view(all_heads(champion.value_weights), all_heads(weights)))
+    say(weights_view(all_heads(champion.value_weights), all_heads(weights)))
     if rows is None:
-        out.print(f"what changes on slates is not known: {why}", soft_wrap=True)
+        say(f"what changes on slates is not known: {why}")
     else:
         seen = preview(champion, weights, rows)
-        out.print(f"of {seen.slates} logged slates, {seen.led_by_another} would be led by another item")
-        out.print(f"NDCG by the new weights: {seen.ndcg_now:.4f} as ordered now, {seen.ndcg_then:.4f} then")
+        say(f"of {seen.slates} logged slates, {seen.led_by_another} would be led by another item")
+        say(f"NDCG by the new weights: {seen.ndcg_now:.4f} as ordered now, {seen.ndcg_then:.4f} then")
     if dry_run:
-        out.print("nothing was changed")
+        say("nothing was changed")
         return
     registry = open_registry(settings)
     with switching(settings):
