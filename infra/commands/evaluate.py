@@ -74,6 +74,12 @@ def candidates(
         atomic_json(out, report)
     say(table)
     say(f"{report['model']} on {report['test_users']:,} test users, {report['protocol']}")
+    if report["unknown_test_items"]:
+        say(
+            f"{report['unknown_test_items']:,} test rows are of items that training does not know: they count as missed"
+        )
+    if report["unknown_test_users"]:
+        say(f"{report['unknown_test_users']:,} test users are unknown to training: they were given what is popular")
 
 
 @app.command()
