@@ -37,7 +37,7 @@ lint: setup ## ruff, formatting and strict types
 	@$(APP)/ruff format --check -q .
 	@$(APP)/mypy
 
-test-unit: setup ## tests without a JVM, under a minute
+test-unit: setup ## tests without a JVM: two to four minutes on 2 cores
 	@$(PYTEST) tests/unit tests/test_tidy.py -q -m "not soak"
 
 test: setup ## every test but the soak ones, on real parts
