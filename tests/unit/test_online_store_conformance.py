@@ -513,7 +513,8 @@ def test_read_that_is_overtaken_by_closing_fails_and_nothing_else_does(
     store: Backend, location: str, version: str
 ) -> None:
     store.write_interactions([event(EventType.CLICK, NOW_MS - n, f"e{n}", f"item{n}") for n in range(400)], {})
-    for _ in range(20):
+    rounds = 5 if "://" in location else 20  # it is SQLite that a close can crash
+    for _ in range(rounds):
         shared = open_backend(location, version)
         sizes: list[int] = []
         ended = threading.Event()
