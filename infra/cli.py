@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import time
 from collections import deque
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from infra.commands import CommandError, evaluate, models, train, weights
+from features.clock import wall_clock_ms
+from infra.commands import CommandError, evaluate, models, say, train, weights
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
@@ -45,10 +45,6 @@ class Described(StrEnum):
     ITEM = "item"
 
 
-def _say(line: str) -> None:
-    console.print(line, markup=False)
-
-
 # The stack.
 
 
@@ -61,9 +57,9 @@ def up(
     """Start the local stack and wait until every part is ready."""
     settings = load_settings()
     stack = Stack(settings)
-    stack.start(_say, programs or None)
+    stack.start(say, programs or None)
     flink_url = stack.streams()[0].settings(settings).flink_url
-    _say(f"the stack runs; Airflow: {settings.airflow_url}, Flink: {flink_url}, gRPC: {settings.grpc_address}")
+    say(f"the stack runs; Airflow: {settings.airflow_url}, Flink: {flink_url}, gRPC: {settings.grpc_address}")
 
 
 @app.command()
@@ -71,9 +67,9 @@ def down() -> None:
     """Stop the stack and every process that it started."""
     stack = Stack(load_settings())
     if not stack.supervisor.processes():
-        _say("the stack does not run")
+        say("the stack does not run")
         return
-    stack.stop(_say)
+    stack.stop(say)
 
 
 @app.command()
@@ -90,7 +86,7 @@ def status() -> None:
         ports = " ".join(map(str, program.ports))
         table.add_row(program.name, program.state, str(program.pid or ""), up_for, memory, ports, program.log)
     console.print(table)
-    _say(f"memory of all processes: {stack.memory_mb():.0f} MB")
+    say(f"memory of all processes: {stack.memory_mb():.0f} MB")
     if not all(program.state == "RUNNING" for program in programs):
         raise typer.Exit(1)
 
@@ -108,9 +104,9 @@ def logs(
         raise CommandError(f"no log of {program!r} in {logs_dir}; there are: {allowed}.")
     for name, path in found.items():
         if program in (None, name):
-            _say(f"==> {path}")
+            say(f"==> {path}")
             with path.open(errors="replace") as text:
-                _say("".join(deque(text, maxlen=lines)).rstrip("\n"))
+                say("".join(deque(text, maxlen=lines)).rstrip("\n"))
 
 
 @app.command()
@@ -131,9 +127,9 @@ def reprocess(
     stack = Stack(load_settings())
     try:
         if retire:
-            retire_unused(stack, _say)
+            retire_unused(stack, say)
         else:
-            rebuild(stack, _say, source=source, keep_old=keep_old)
+            rebuild(stack, say, source=source, keep_old=keep_old)
     except (ReprocessError, StoreUnavailableError, SupervisorError) as error:
         raise CommandError(str(error)) from None
     except KafkaException as error:
@@ -154,7 +150,7 @@ def doctor() -> None:
         console.print(f"[{colour}]{finding.verdict:8}[/{colour}] {finding.what:20} {finding.found}{advice}")
     if missing:
         raise CommandError(f"{missing} of the checks above failed; do what stands behind each arrow.")
-    _say("all that Millrace needs is here")
+    say("all that Millrace needs is here")
 
 
 # Data and slates.
@@ -180,13 +176,13 @@ def replay(
             bootstrap_servers=settings.bootstrap_servers,
             topic=topics().events,
             rate_per_s=rate,
-            shift_to_ms=_now_ms() if shift else None,
+            shift_to_ms=wall_clock_ms() if shift else None,
             keep_invalid=keep_invalid,
         )
     except (ReplayError, ProduceError) as error:
         raise CommandError(str(error)) from None
     pace = report.records / max(report.seconds, 0.001)
-    _say(f"sent {report.events} events and {report.invalid} invalid records in {report.seconds:.1f} s ({pace:.0f}/s)")
+    say(f"sent {report.events} events and {report.invalid} invalid records in {report.seconds:.1f} s ({pace:.0f}/s)")
 
 
 @app.command()
@@ -208,7 +204,7 @@ def features(
             raise CommandError(f"no online store at {location} yet; start the stack with millrace up.")
         view = user_view if kind is Described.USER else item_view
         with open_backend(location) as backend:
-            console.print(view(backend, key, _now_ms()))
+            console.print(view(backend, key, wall_clock_ms()))
     except (FeatureRepoError, StoreUnavailableError, UnknownKeyError) as error:
         raise CommandError(str(error)) from None
 
@@ -297,10 +293,6 @@ def demo(
 def _need_port(port: int, what: str) -> None:
     if port_is_free(LOOPBACK, port):
         raise CommandError(f"nothing listens on port {port}, where {what} should be; start the stack with millrace up.")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def main() -> None:

@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from models.interactions import Kind
+
 if TYPE_CHECKING:
     from models.off_policy import PolicyReport
 
 app = typer.Typer(no_args_is_help=True, help="Measure models on your own tables.")
-
-
-class CandidateModel(StrEnum):
-    """`models.interactions.recommenders.Kind`, without what it imports."""
-
-    ALS = "als"
-    ITEM2ITEM = "item2item"
-    POPULAR = "popular"
 
 
 class SplitName(StrEnum):
@@ -39,7 +33,7 @@ def candidates(
     negatives: Annotated[
         Path | None, typer.Option(exists=True, help="user_id, item_id to rank among; default: the whole catalogue.")
     ] = None,
-    model: Annotated[CandidateModel, typer.Option(help="What is trained.")] = CandidateModel.ALS,
+    model: Annotated[Kind, typer.Option(help="What is trained.")] = Kind.ALS,
     config: Annotated[Path | None, typer.Option(exists=True, help="JSON file of the model's settings.")] = None,
     tune: Annotated[int, typer.Option(min=0, help="Trials of a search for settings, on a part of --train.")] = 0,
     tune_limit: Annotated[float, typer.Option(min=0.001, help="Seconds after which no trial begins.")] = 1_800.0,
@@ -50,7 +44,6 @@ def candidates(
     """Train a candidate model on one table and measure how it ranks another."""
     from infra.commands import say, show_progress
     from models.interactions.evaluate import Evaluation, evaluate
-    from models.interactions.recommenders import Kind
     from models.workspace import atomic_json
 
     show_progress()
@@ -59,7 +52,7 @@ def candidates(
         train=train,
         test=test,
         negatives=negatives,
-        model=Kind(model.value),
+        model=model,
         config=config,
         tune=tune,
         tune_limit_s=tune_limit,

@@ -2,15 +2,14 @@
 
 import getpass
 import json
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from features.clock import wall_clock_ms
 from infra.commands import CommandError, say
 from infra.settings import Settings, load_settings
 
@@ -108,20 +107,21 @@ def promote(
 ) -> None:
     """Put a bundle to the gates, beside the champion on the same examples, and serve it if it passes."""
     from models.catalogue import entries, resolve
+    from models.champions import promotion_lock
     from models.gates import GateLimits
     from models.promotion import decide, judge, mend
 
     allowed, override, settings = GateLimits.read(limits), _override(force, reason), load_settings()
     registry = open_registry(settings)
     rows, _ = examples_of(settings, examples)
-    with switching(settings):
+    with promotion_lock(settings.bundles_dir):
         mend(registry, settings.workspace_dir, settings.bundles_dir)
         entry = resolve(entries(registry, settings.bundles_dir), which)
         if not entry.present:
             raise CommandError(f"the directory of {entry.bundle_id} is gone from {settings.bundles_dir}; train again.")
         path = settings.bundles_dir / entry.bundle_id
         verdict = judge(settings.bundles_dir, path, rows, allowed)
-        report = decide(registry, settings.workspace_dir, path, verdict, now_ms(), override=override)
+        report = decide(registry, settings.workspace_dir, path, verdict, wall_clock_ms(), override=override)
     tell_promotion(report, verdict.gates)
 
 
@@ -134,16 +134,17 @@ def rollback(
     """Serve an earlier champion again."""
     from models.bundle import champion_id
     from models.catalogue import entries, resolve
+    from models.champions import promotion_lock
     from models.promotion import roll_back
 
     settings = load_settings()
     registry = open_registry(settings)
-    with switching(settings):
+    with promotion_lock(settings.bundles_dir):
         target = None
         if which is not None:
             target = resolve(entries(registry, settings.bundles_dir), which).bundle_id
         left = champion_id(settings.bundles_dir)
-        went_to = roll_back(registry, settings.workspace_dir, settings.bundles_dir, target, now_ms())
+        went_to = roll_back(registry, settings.workspace_dir, settings.bundles_dir, target, wall_clock_ms())
     say(f"{went_to} is the champion again, instead of {left}")
 
 
@@ -172,15 +173,6 @@ def examples_of(settings: Settings, file: Path | None) -> tuple["pa.Table | None
         return None, str(error)
 
 
-@contextmanager
-def switching(settings: Settings) -> Iterator[None]:
-    """Keeps other promotions and roll-backs away."""
-    from models.champions import promotion_lock
-
-    with promotion_lock(settings.bundles_dir):
-        yield
-
-
 def tell_promotion(report: Mapping[str, Any], gates: list["GateResult"]) -> None:
     """Shows the gates and how it ended. Raises `PromotionRefusedError` when it was refused."""
     from infra.bundle_views import gates_view
@@ -205,11 +197,6 @@ def say_json(record: Mapping[str, Any]) -> None:
     from models.workspace import finite
 
     typer.echo(json.dumps(finite(record), indent=1, sort_keys=True, allow_nan=False))
-
-
-def now_ms() -> int:
-    """The wall clock, in milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 def _override(force: bool, reason: str) -> "Override | None":

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from features.clock import wall_clock_ms
 from infra.commands import CommandError, say
-from infra.commands.models import Examples, Limits, examples_of, now_ms, open_registry, switching, tell_promotion
+from infra.commands.models import Examples, Limits, examples_of, open_registry, tell_promotion
 from infra.settings import load_settings
 
 app = typer.Typer(invoke_without_command=True, help="Show the champion's value weights by head, or set them.")
@@ -34,6 +35,7 @@ def set_(
 ) -> None:
     """Serve the champion with other value weights: a new bundle, no retraining; other heads keep theirs."""
     from infra.bundle_views import weights_view
+    from models.champions import promotion_lock
     from models.gates import GateLimits, GateResult
     from models.promotion import mend
     from models.reweight import all_heads, champion_bundle, changed_weights, preview, set_weights
@@ -53,11 +55,11 @@ def set_(
         say("nothing was changed")
         return
     registry = open_registry(settings)
-    with switching(settings):
+    with promotion_lock(settings.bundles_dir):
         mend(registry, settings.workspace_dir, settings.bundles_dir)
         champion = champion_bundle(settings.bundles_dir)  # the present one, now that nobody else changes it
         weights = changed_weights(champion, given)
-        report = set_weights(registry, settings.workspace_dir, champion, weights, now_ms(), rows, allowed)
+        report = set_weights(registry, settings.workspace_dir, champion, weights, wall_clock_ms(), rows, allowed)
     tell_promotion(report, [GateResult(**gate) for gate in report["gates"]])
 
 

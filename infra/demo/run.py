@@ -73,10 +73,7 @@ def _summarise(report: Report, console: Console) -> None:
         f"{found['events_lost']:,} lost",
         "event to slate": _span(found["event_to_slate_ms_p50"], found["event_to_slate_ms_p99"]),
         "Recommend": _span(found["recommend_ms_p50"], found["recommend_ms_p99"]),
-        **{
-            f"clicks, {arm}": f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
-            for arm, rate in rates.items()
-        },
+        **{f"clicks, {arm}": _rate(rate) for arm, rate in rates.items()},
         **{f"HR@10, {arm}": _interval(got) for arm, got in (found["hr_at_10"] or {}).items()},
         **{f"NDCG@10, {arm}": _interval(got) for arm, got in (found["ndcg_at_10"] or {}).items()},
         "bundle": found["bundle_id"],

@@ -61,13 +61,13 @@ def factorise(weight_UI: "sparse.csr_matrix[Any]", config: AlsConfig, seed: int)
     users, items = _Side.of(weight_UI, config), _Side.of(weight_UI.T.tocsr(), config)
     numba.set_num_threads(min(config.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     for epoch in range(config.epochs):
-        solve(users, user_UD, item_ID, config)
-        solve(items, item_ID, user_UD, config)
+        _solve(users, user_UD, item_ID, config)
+        _solve(items, item_ID, user_UD, config)
         log.debug("epoch %d of %d", epoch + 1, config.epochs)
     return Factors(user_UD=user_UD, item_ID=item_ID)
 
 
-def solve(side: _Side, factors_UD: Float32s, other_ID: Float32s, config: AlsConfig) -> None:
+def _solve(side: _Side, factors_UD: Float32s, other_ID: Float32s, config: AlsConfig) -> None:
     """Moves each row of `factors_UD` by `cg_steps` towards its solution with the other side fixed. In place.
 
     The rows' systems are A x = b with A = YtCuY + l * I and b = YtCuPu.

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.interactions import Kind
 from models.interactions.protocol import build_test, measure, summarise
-from models.interactions.recommenders import CONFIGS, Config, Kind, train
+from models.interactions.recommenders import CONFIGS, Config, train
 from models.interactions.table import UNKNOWN, read_pairs, read_training
 from models.interactions.tuning import tune
 from models.refusal import RefusalError
@@ -50,7 +51,8 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
     tested = read_pairs(asked.test, training)
     negatives = None if asked.negatives is None else read_pairs(asked.negatives, tested)
     test = build_test(training, tested, negatives)
-    log.info("%d rows, %d users, %d items; %d test users", len(training), *training.matrix().shape, len(test))
+    matrix = training.matrix()
+    log.info("%d rows, %d users, %d items; %d test users", len(training), *matrix.shape, len(test))
     began_s = time.monotonic()
     sampled, trials = negatives is not None, []
     if asked.tune:
@@ -65,7 +67,6 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
         )
         config, trials = tuned.config, tuned.trials
     tuned_s = time.monotonic()
-    matrix = training.matrix()
     recommend = train(matrix, config, asked.seed)
     trained_s = time.monotonic()
     metrics = measure(recommend, matrix, test, asked.ranks, asked.seed)

@@ -1,7 +1,6 @@
 """What is evaluated: models that score every item for users of the training table. Shapes: B users, I items."""
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,17 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
 from models.als import AlsConfig, factorise
+from models.interactions import Kind
 from models.train_sources import neighbours_of
 
 Float32s = npt.NDArray[np.float32]
-
-
-class Kind(StrEnum):
-    """The models that `--model` names."""
-
-    ALS = "als"
-    ITEM2ITEM = "item2item"
-    POPULAR = "popular"
 
 
 class Item2ItemConfig(BaseModel):

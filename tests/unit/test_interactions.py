@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from infra.cli import app
 from models.als import AlsConfig
+from models.interactions import Kind
 from models.interactions.evaluate import Evaluation, evaluate, read_config
 from models.interactions.protocol import build_test, measure, summarise
-from models.interactions.recommenders import Item2ItemConfig, Kind, PopularConfig, train
+from models.interactions.recommenders import Item2ItemConfig, PopularConfig, train
 from models.interactions.table import Interactions, read_pairs, read_training
 from models.interactions.tuning import tune, validation_split
 from models.own_table import TableError
