@@ -1,5 +1,7 @@
 """The `millrace` command at its edge: one sentence and a non-zero exit for what is wrong, nothing half-started."""
 
+import io
+import logging
 import socket
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.commands import show_progress
 from infra.settings import ROOT
 
 MILLRACE = Path(sys.executable).parent / "millrace"
@@ -103,3 +106,14 @@ def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
     )
     for command in commands:
         assert command in done.stdout
+
+
+def test_progress_goes_to_the_standard_error_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirection that ended before, as a test runner's does, leaves nothing closed behind."""
+    ended, current = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", ended)
+    show_progress()
+    ended.close()
+    monkeypatch.setattr(sys, "stderr", current)
+    logging.getLogger("models.anything").warning("said now")
+    assert "said now" in current.getvalue()
