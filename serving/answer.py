@@ -13,7 +13,7 @@ from models.item_table import Int32s
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
 from serving import ranking_pb2 as pb
 from serving.query import Query
-from serving.rerank import RankedRows, by_score
+from serving.rerank import Move, RankedRows, by_score
 from serving.retrieve import Retrieved
 from serving.score import SUNK_SCORE, Scored
 from serving.stages import STAGES, Progress
@@ -120,8 +120,15 @@ def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
             features={**user, **answer.features(row)},
             explored=bool(answer.rows.explored_S[position]),
             source_ranks=answer.source_ranks(row),
+            moves=[_proto_move(move) for move in answer.rows.moves if move.row == row],
         )
     return out
+
+
+def _proto_move(move: Move) -> pb.RerankMove:
+    return pb.RerankMove(
+        step=move.step, from_position=move.from_position, to_position=move.to_position, reason=move.reason
+    )
 
 
 def _contributions(probabilities: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:

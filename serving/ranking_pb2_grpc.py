@@ -44,6 +44,21 @@ class RankingServiceStub:
                 request_serializer=serving_dot_ranking__pb2.RankRequest.SerializeToString,
                 response_deserializer=serving_dot_ranking__pb2.Slate.FromString,
                 _registered_method=True)
+        self.Similar = channel.unary_unary(
+                '/millrace.ranking.v1.RankingService/Similar',
+                request_serializer=serving_dot_ranking__pb2.SimilarRequest.SerializeToString,
+                response_deserializer=serving_dot_ranking__pb2.Slate.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/millrace.ranking.v1.RankingService/Explain',
+                request_serializer=serving_dot_ranking__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=serving_dot_ranking__pb2.RequestExplanation.FromString,
+                _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/millrace.ranking.v1.RankingService/Feedback',
+                request_serializer=serving_dot_ranking__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=serving_dot_ranking__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class RankingServiceServicer:
@@ -65,6 +80,32 @@ class RankingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Similar(self, request, context):
+        """Items like an item: its neighbours by co-occurrence, by ALS factors and by content, merged by reciprocal rank.
+        The ranker does not score them: `RankedItem.score` is the merge's, and there are no head probabilities. With a
+        user, what they have seen or hidden is left out. An item that the catalogue does not know has no neighbours: the
+        slate is filled by what is popular and says so in `degraded`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """What stood behind a past answer of this service: the slate again with an explanation an item, and for items that
+        were not in it, what dropped them. The request log keeps a day.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Feedback(self, request, context):
+        """Takes user events for callers without Kafka, under the contract of features/events.py. An event counts as taken
+        when Kafka has acknowledged it; the same event_id may be sent again safely.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RankingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +118,21 @@ def add_RankingServiceServicer_to_server(servicer, server):
                     servicer.Rank,
                     request_deserializer=serving_dot_ranking__pb2.RankRequest.FromString,
                     response_serializer=serving_dot_ranking__pb2.Slate.SerializeToString,
+            ),
+            'Similar': grpc.unary_unary_rpc_method_handler(
+                    servicer.Similar,
+                    request_deserializer=serving_dot_ranking__pb2.SimilarRequest.FromString,
+                    response_serializer=serving_dot_ranking__pb2.Slate.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=serving_dot_ranking__pb2.ExplainRequest.FromString,
+                    response_serializer=serving_dot_ranking__pb2.RequestExplanation.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=serving_dot_ranking__pb2.FeedbackRequest.FromString,
+                    response_serializer=serving_dot_ranking__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +189,87 @@ class RankingService:
             '/millrace.ranking.v1.RankingService/Rank',
             serving_dot_ranking__pb2.RankRequest.SerializeToString,
             serving_dot_ranking__pb2.Slate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Similar(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.ranking.v1.RankingService/Similar',
+            serving_dot_ranking__pb2.SimilarRequest.SerializeToString,
+            serving_dot_ranking__pb2.Slate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.ranking.v1.RankingService/Explain',
+            serving_dot_ranking__pb2.ExplainRequest.SerializeToString,
+            serving_dot_ranking__pb2.RequestExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.ranking.v1.RankingService/Feedback',
+            serving_dot_ranking__pb2.FeedbackRequest.SerializeToString,
+            serving_dot_ranking__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,17 @@ class RerankConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Move:
+    """One step of the rerank stage that changed where a candidate stood; positions from 0."""
+
+    row: int
+    step: str
+    from_position: int
+    to_position: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankedRows:
     """A slate as rows of the candidates."""
 
@@ -52,6 +63,8 @@ class RankedRows:
     propensity_S: Float64s
     """Probability of this item at this position given those above and the candidates."""
     explored_S: Bools
+    moves: tuple[Move, ...] = ()
+    """What moved the items of the slate, in the order of the steps; empty unless it was asked for."""
 
 
 def by_score(score_C: Float64s, count: int) -> RankedRows:
