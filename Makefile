@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 APP := .venv/app/bin
 ROOMS := features streaming batch models serving infra dags
 PYTEST := $(APP)/python -m pytest
+# A file's tests stay together, since they share what its fixtures started.
+PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status logs doctor lint test-unit test soak bench proto lock
@@ -37,11 +39,11 @@ lint: setup ## ruff, formatting and strict types
 	@$(APP)/ruff format --check -q .
 	@$(APP)/mypy
 
-test-unit: setup ## tests without a JVM: two to four minutes on 2 cores
-	@$(PYTEST) tests/unit tests/test_tidy.py -q -m "not soak"
+test-unit: setup ## tests without a JVM: about two minutes on 2 cores
+	@$(PYTEST) tests/unit tests/test_tidy.py -q -m "not soak" $(PARALLEL)
 
-test: setup ## every test but the soak ones, on real parts
-	@$(PYTEST) tests -q -m "not soak"
+test: setup ## every test but the soak ones, on real parts, two files at a time
+	@$(PYTEST) tests -q -m "not soak" $(PARALLEL)
 
 soak: setup ## what takes more than a minute or two
 	@$(PYTEST) tests -q -m soak
