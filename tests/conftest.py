@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +16,10 @@ import pytest
 
 from features import specs
 from features.names import Topics
+
+# PySpark takes a process whose main module has no file, as a test process of pytest-xdist, for a run of its doctests
+# and ends it.
+sys.modules["__main__"].__dict__.setdefault("__file__", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 JARS = ROOT / ".jars"
