@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 APP := .venv/app/bin
 ROOMS := features streaming batch models serving infra dags
 PYTEST := $(APP)/python -m pytest
-# A file's tests stay together, since they share what its fixtures started.
-PARALLEL := -n 2 --dist loadfile
+# A file's tests stay together, since they share what its fixtures started; the longest files come first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status logs doctor lint test-unit test soak bench proto lock
