@@ -13,6 +13,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from batch.command import add_topic_flags, fail, topics_of, write_report
+from batch.compaction import compact_tables
+from batch.door import refused, unless_refused
 from batch.ingest_stages import Stage, events_stage, items_stage, slates_stage
 from batch.kafka_source import (
     CheckpointError,
@@ -24,7 +26,19 @@ from batch.kafka_source import (
 )
 from batch.lake import INGESTED, TABLES, create_tables, row_count, rows_of_topic, table_versions
 from batch.session import open_session
+from features.backends import StoreUnavailableError
 from features.names import Topics
+from features.repo import FeatureRepoError
+
+REFUSALS = (
+    DataLossError,
+    CheckpointError,
+    ArithmeticError,
+    ConnectionError,
+    FeatureRepoError,
+    StoreUnavailableError,
+)
+"""What ends a run in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +52,8 @@ class LakeIngest:
     topics: Topics
     max_records: int = 1_000_000
     """Most Kafka records in one micro-batch: bounds the driver's memory."""
+    erased: frozenset[str] = frozenset()
+    """Digests of users whose records are read and not kept (`batch.door`)."""
 
     @property
     def readers(self) -> dict[str, Path]:
@@ -67,12 +83,14 @@ def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
     create_tables(ingest.lake)
     before = _counts(ingest.lake)
     _run_streams(spark, ingest, {topic: readers[topic] for topic in behind})
+    compacted = compact_tables(ingest.lake, [definition.path for definition in INGESTED])
     after = _counts(ingest.lake)
     return {
         "rows": after,
         "rows_added": {table: after[table] - before[table] for table in after},
         "versions": table_versions(ingest.lake, tuple(after)),
         "next_offsets": {topic: checkpointed_offsets(path).get(topic, {}) for topic, path in readers.items()},
+        "compacted": compacted,
         "accounts": accounts(ingest.lake, ingest.topics.events),
     }
 
@@ -105,6 +123,8 @@ def _run_streams(spark: SparkSession, ingest: LakeIngest, behind: dict[str, Path
     running = []
     for topic, checkpoint in behind.items():
         stream = read_topic(spark, ingest.bootstrap_servers, topic, ingest.max_records)
+        if topic != ingest.topics.items:
+            stream = unless_refused(stream, ingest.erased)
         if topic in stages:
             running.append(_start(stream, stages[topic](spark, ingest.lake), checkpoint))
             continue
@@ -112,7 +132,8 @@ def _run_streams(spark: SparkSession, ingest: LakeIngest, behind: dict[str, Path
         running.append(bronze.trigger(availableNow=True).start(str(ingest.lake / TABLES.bronze_events)))
     for query in running:
         query.awaitTermination()
-    appended = spark.readStream.format("delta").option("maxBytesPerTrigger", "256m")
+    # Bronze is appended to; the one other change is an erasure, which silver has seen to itself.
+    appended = spark.readStream.format("delta").option("maxBytesPerTrigger", "256m").option("skipChangeCommits", "true")
     silver = appended.load(str(ingest.lake / TABLES.bronze_events))
     _start(silver, events_stage(spark, ingest.lake), ingest.checkpoints / "silver_events").awaitTermination()
 
@@ -127,21 +148,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lake_ingest", description=__doc__)
     parser.add_argument("--lake", type=Path, required=True)
     parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--feature-repo", type=Path, help="whose store knows which users are erased, beside the lake")
     parser.add_argument("--max-records", type=int, default=LakeIngest.max_records)
     parser.add_argument("--report", type=Path)
     add_topic_flags(parser)
     given = parser.parse_args(arguments)
-    ingest = LakeIngest(
-        bootstrap_servers=given.bootstrap_servers,
-        lake=given.lake.resolve(),
-        checkpoints=given.checkpoints.resolve(),
-        topics=topics_of(given),
-        max_records=given.max_records,
-    )
     try:
+        ingest = LakeIngest(
+            bootstrap_servers=given.bootstrap_servers,
+            lake=given.lake.resolve(),
+            checkpoints=given.checkpoints.resolve(),
+            topics=topics_of(given),
+            max_records=given.max_records,
+            erased=frozenset(refused(given.lake.resolve(), given.feature_repo)),
+        )
         check(ingest)  # before a session is started, which takes seconds
         write_report(run_ingest(open_session("lake_ingest"), ingest), given.report)
-    except (DataLossError, CheckpointError, ArithmeticError, ConnectionError, StreamingQueryException) as error:
+    except (*REFUSALS, StreamingQueryException) as error:
         return fail("lake_ingest", error)
     return 0
 

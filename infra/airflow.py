@@ -182,6 +182,8 @@ def place(flag: str) -> str:
         "--bundles": str(settings.bundles_dir),
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
+        "--also": str(settings.workspace_dir),
+        "--reports": str(settings.erasures_dir),
     }
     if flag not in values:
         raise ValueError(f"got the flag {flag}; allowed: --name=value or one of {', '.join(values)}.")

@@ -163,6 +163,11 @@ class Settings(BaseSettings):
         """Offsets of the lake ingest; backed up and restored together with the lake."""
         return self.var_dir / "spark-checkpoints"
 
+    @property
+    def erasures_dir(self) -> Path:
+        """Reports on erased users, by their digests."""
+        return self.var_dir / "erasures"
+
     def environment(self) -> dict[str, str]:
         """The variables that make another process load equal settings."""
         values = self.model_dump(mode="json")
