@@ -56,5 +56,5 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str, said: str)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RefusalError, match="nowhere.toml cannot be read: .*No such file"):
+    with pytest.raises(RefusalError, match=r"nowhere.toml cannot be read: .*No such file"):
         read_configuration(Settings, tmp_path / "nowhere.toml", "settings")
