@@ -5,87 +5,29 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
-import httpx
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from features.backends import Backend, open_backend
 from features.events import EventType
 from features.names import Topics
-from features.repo import FeatureRepo, write_repo
 from features.slates import SlateRecord, parse_slate
 from features.tile_rows import TileRow
 from features.tiles import ITEM_TILES, USER_CATEGORY_TILES, TileFamily
 from features.user_state import Interaction
 from models.bundle import champion_id
 from serving.client import RankingClient, RankingError
-from tests.conftest import ROOT, free_port, running, wait_for
+from tests.conftest import ROOT, wait_for
+from tests.ranking_service import SERVE_PYTHON, Service, health, promoted, ranking_service, write_feature_repo
 from tests.serving_bundle import promote, tiny_items, write_tiny_bundle
 
-SERVE_PYTHON = str(ROOT / ".venv" / "serve" / "bin" / "python")
 NO_BROKER = "127.0.0.1:1"
-
-
-@dataclass
-class Service:
-    """One running service and where its parts lie."""
-
-    address: str
-    metrics_url: str
-    bundles: Path
-    store: Path
-    process: subprocess.Popen[bytes]
-    log: Path
-    topics: Topics
-
-    def metric(self, line_start: str) -> float:
-        text = httpx.get(self.metrics_url, timeout=5).text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))
-
-
-def _repo(directory: Path) -> Path:
-    store = directory / "online.db"
-    write_repo(FeatureRepo(directory=directory / "repo", location=str(store), offline_root=directory / "offline"))
-    return store
-
-
-@contextmanager
-def _service(directory: Path, kafka: str | None, topics: Topics, *extra: str, repo: bool = True) -> Iterator[Service]:
-    store = _repo(directory) if repo else directory / "online.db"
-    port, metrics_port, bundles, log = free_port(), free_port(), directory / "bundles", directory / "serving.log"
-    bundles.mkdir(exist_ok=True)
-    command = [SERVE_PYTHON, "-m", "serving.server", "--port", str(port), "--bundles", str(bundles)]
-    command += ["--feature-repo", str(directory / "repo"), "--metrics-port", str(metrics_port)]
-    command += ["--items-topic", topics.items, "--slates-topic", topics.slates, "--topics-version", topics.version]
-    command += ["--bootstrap-servers", kafka] if kafka else []
-    with running([*command, *extra], log) as process:
-        address = f"127.0.0.1:{port}"
-        wait_for(lambda: _health(address) is not None or process.poll() is not None, f"the service; see {log}")
-        assert process.poll() is None, log.read_text()
-        yield Service(address, f"http://127.0.0.1:{metrics_port}/metrics", bundles, store, process, log, topics)
-
-
-def _health(address: str) -> int | None:
-    with grpc.insecure_channel(address) as channel:
-        try:
-            return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1).status
-        except grpc.RpcError:
-            return None
-
-
-def _promoted(service: Service, label: str = "tiny") -> str:
-    bundle_id = write_tiny_bundle(service.bundles, label).name
-    promote(service.bundles, bundle_id)
-    serving = health_pb2.HealthCheckResponse.SERVING
-    wait_for(lambda: _health(service.address) == serving, f"health SERVING; see {service.log}")
-    return bundle_id
 
 
 def _values(family: TileFamily, **columns: int) -> tuple[int, ...]:
@@ -128,12 +70,12 @@ def module_topics(kafka_broker: str) -> Topics:
 
 @pytest.fixture(scope="module")
 def service(kafka_broker: str, module_topics: Topics, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with _service(tmp_path_factory.mktemp("serving"), kafka_broker, module_topics) as started:
+    with ranking_service(tmp_path_factory.mktemp("serving"), kafka_broker, module_topics) as started:
         with pytest.raises(RankingError) as refused, RankingClient(started.address) as client:
             client.recommend("u", timeout_s=0.5)
         assert refused.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-        assert _health(started.address) == health_pb2.HealthCheckResponse.NOT_SERVING
-        _promoted(started)
+        assert health(started.address) == health_pb2.HealthCheckResponse.NOT_SERVING
+        promoted(started)
         yield started
 
 
@@ -260,7 +202,7 @@ def _slate_of(bootstrap_servers: str, topic: str, request_id: str) -> SlateRecor
 
 
 def test_a_promotion_switches_and_a_corrupt_bundle_is_refused(service: Service, client: RankingClient) -> None:
-    first, second = _promoted(service), _promoted(service, "second")
+    first, second = promoted(service), promoted(service, "second")
     wait_for(lambda: client.recommend("u").bundle_id == second, "the second bundle")
     corrupt = write_tiny_bundle(service.bundles, "corrupt")
     (corrupt / "ranker.onnx").write_bytes(b"rubbish")
@@ -280,8 +222,8 @@ def test_metrics_count_what_was_asked(service: Service, client: RankingClient) -
 
 
 def test_too_many_at_once_are_shed(tmp_path: Path, module_topics: Topics) -> None:
-    with _service(tmp_path, None, module_topics, "--max-in-flight", "1", "--workers", "1") as busy:
-        _promoted(busy)
+    with ranking_service(tmp_path, None, module_topics, "--max-in-flight", "1", "--workers", "1") as busy:
+        promoted(busy)
         with grpc.insecure_channel(busy.address) as channel:
             from serving import ranking_pb2 as pb
             from serving import ranking_pb2_grpc
@@ -296,20 +238,23 @@ def test_too_many_at_once_are_shed(tmp_path: Path, module_topics: Topics) -> Non
 
 
 def test_without_store_and_kafka_it_serves_what_is_popular(tmp_path: Path, module_topics: Topics) -> None:
-    with _service(tmp_path, NO_BROKER, module_topics, repo=False) as alone, RankingClient(alone.address, 5.0) as client:
-        _promoted(alone)
+    with (
+        ranking_service(tmp_path, NO_BROKER, module_topics, repo=False) as alone,
+        RankingClient(alone.address, 5.0) as client,
+    ):
+        promoted(alone)
         slate = client.recommend("somebody", 10)
         assert len(slate.items) == 10
         assert "no feature repo" in slate.degraded["hydrate"]
         said = {"retrieve", "side_effects"}
         wait_for(lambda: said <= set(client.recommend("somebody", 10).degraded), "word that Kafka is away")
-        _repo(tmp_path)
+        write_feature_repo(tmp_path)
         wait_for(lambda: "hydrate" not in client.recommend("somebody", 10).degraded, "the store, once it is there")
 
 
 def test_sigterm_answers_what_is_under_way(tmp_path: Path, module_topics: Topics) -> None:
-    with _service(tmp_path, None, module_topics) as ending:
-        _promoted(ending)
+    with ranking_service(tmp_path, None, module_topics) as ending:
+        promoted(ending)
         with grpc.insecure_channel(ending.address) as channel:
             from serving import ranking_pb2 as pb
             from serving import ranking_pb2_grpc
