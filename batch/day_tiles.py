@@ -6,6 +6,7 @@ event reopens its day and an unchanged lake changes nothing. Rows are absolute: 
 and they are sent before the table says that they are counted.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,22 @@ def refresh_days(
     past = f"event_time_ms < {tile_start(now_ms, DAY_TILE_MS)}"
     events = read_table(spark, lake, TABLES.silver_events).where(past)
     days = _days(spark, lake, table, events, now_ms, every_day=every_day)
-    rows = 0
-    if days:
-        dates = ", ".join(f"DATE'{day}'" for day in days)
-        tiles = count_days(events.where(f"event_date IN ({dates})"), family).persist(StorageLevel.MEMORY_AND_DISK)
-        try:
-            _send(tiles, family, bootstrap_servers, topic)
-            _store(tiles, lake / table, f"event_date IN ({dates})")
-            rows = tiles.count()
-        finally:
-            tiles.unpersist()
+    rows = recount(lake, family, events, days, bootstrap_servers, topic) if days else 0
     return {"table": table, "days": days, "rows": rows}
+
+
+def recount(
+    lake: Path, family: TileFamily, events: DataFrame, days: Sequence[str], bootstrap_servers: str, topic: str
+) -> int:
+    """Counts these days among the events, sends their tiles and puts them in the place of those held, in one commit."""
+    dates = ", ".join(f"DATE'{day}'" for day in days)
+    tiles = count_days(events.where(f"event_date IN ({dates})"), family).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        _send(tiles, family, bootstrap_servers, topic)
+        _store(tiles, lake / f"{TABLES.day_tiles}/{family.name}", f"event_date IN ({dates})")
+        return tiles.count()
+    finally:
+        tiles.unpersist()
 
 
 def _days(spark: SparkSession, lake: Path, table: str, events: DataFrame, now_ms: int, *, every_day: bool) -> list[str]:

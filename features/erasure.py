@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from features.events import FUTURE_SKEW_MS, HORIZON_MS, ID_PATTERN, MAX_ID_BYTES
 from features.names import MS_PER_DAY, MS_PER_HOUR
+from features.tiles import TILE_TOPIC_MS
 
 DIGEST_PATTERN = r"[0-9a-f]{64}"
 TOPIC_DAYS = 30
@@ -72,15 +73,20 @@ def ages_out(requested_ms: int) -> tuple[AgesOut, ...]:
         day = datetime.fromtimestamp((requested_ms + days * MS_PER_DAY) / 1000, tz=UTC).date()
         return day.isoformat()
 
-    topics = TOPIC_DAYS + SEGMENT_MS // MS_PER_DAY + 1
+    last_segment = 1 + SEGMENT_MS // MS_PER_DAY
     return (
         AgesOut(
             what="Flink state and checkpoints", until=date(STATE_DAYS), how="state expires; checkpoints are replaced"
         ),
         AgesOut(
-            what="Kafka topics (events, slates and what the stream job derives from them)",
-            until=date(topics),
-            how="the DAG maintenance deletes the records that arrived before the request, once the lake has read them",
+            what="Kafka: events, slates, interactions and refused records",
+            until=date(TOPIC_DAYS + last_segment),
+            how="the DAG maintenance deletes the records that arrived before the request, once they have been read",
+        ),
+        AgesOut(
+            what="Kafka: tiles",
+            until=date(TILE_TOPIC_MS // MS_PER_DAY + last_segment),
+            how="the topics' own retention",
         ),
         AgesOut(
             what="bundles",
