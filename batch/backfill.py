@@ -133,11 +133,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", required=True)
     parser.add_argument("--start", required=True, help="first day")
     parser.add_argument("--end", required=True, help="last day; it must be over")
+    parser.add_argument("--today", type=datetime.date.fromisoformat, help="default: by the wall clock, UTC")
     parser.add_argument("--report", type=Path)
     add_topic_flags(parser)
     given = parser.parse_args(arguments)
+    today = given.today or datetime.datetime.now(datetime.UTC).date()
     try:
-        today = datetime.datetime.now(datetime.UTC).date()
         filling = Filling(
             backfill=checked(given.step, given.start, given.end, today),
             lake=given.lake.resolve(),

@@ -1,16 +1,15 @@
-"""The door that erased users do not pass: who they are, as store and lake remember it, and the refusal in Spark."""
+"""The door that erased users do not pass: who they are, as store and lake remember it."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from pyspark.sql import DataFrame
 
-from batch.lake import TABLES
 from features.backends import Backend, open_backend
-from features.events import ID_PATTERN
+from features.names import LakeTables
 from features.repo import store_location
+
+TABLES = LakeTables()
 
 
 def refused_by_lake(lake: Path) -> dict[str, int]:
@@ -42,18 +41,3 @@ def refused(lake: Path, feature_repo: Path | None) -> dict[str, int]:
 def open_store(feature_repo: Path) -> Backend:
     """The online store of the repo. Raises `FeatureRepoError` and `StoreUnavailableError`."""
     return open_backend(store_location(feature_repo))
-
-
-def unless_refused(records: DataFrame, digests: Collection[str]) -> DataFrame:
-    """Records of Kafka without those of erased users, as `batch.erase_lake` finds them: by the key, by the `user_id` of
-    the payload or, where it has none, by any mention.
-    """
-    if not digests:
-        return records
-    quoted = ", ".join(f"'{digest}'" for digest in sorted(digests))
-    erased = f"IN ({quoted})"
-    text = "CASE WHEN is_valid_utf8(value) THEN CAST(value AS STRING) ELSE '' END"
-    own = f"get_json_object({text}, '$.user_id')"
-    mentioned = f"exists(regexp_extract_all({text}, r'{ID_PATTERN}', 0), id -> sha2(id, 256) {erased})"
-    by_payload = f"CASE WHEN {own} IS NULL THEN {mentioned} ELSE sha2({own}, 256) {erased} END"
-    return records.where(f"NOT coalesce(sha2(key, 256) {erased}, false) AND NOT {by_payload}")

@@ -14,7 +14,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from batch.command import add_topic_flags, fail, topics_of, write_report
 from batch.compaction import compact_tables
-from batch.door import refused, unless_refused
+from batch.door import refused
 from batch.ingest_stages import Stage, events_stage, items_stage, slates_stage
 from batch.kafka_source import (
     CheckpointError,
@@ -23,6 +23,7 @@ from batch.kafka_source import (
     checkpointed_offsets,
     read_topic,
     topics_behind,
+    unless_refused,
 )
 from batch.lake import INGESTED, TABLES, create_tables, row_count, rows_of_topic, table_versions
 from batch.session import open_session
