@@ -9,6 +9,8 @@ from airflow.sdk import DAG, Param
 
 from infra.airflow import BACKFILL_STEPS, default_args, python_job, spark_job
 
+DAY = r"^\d{4}-\d{2}-\d{2}$"
+
 with DAG(
     dag_id="backfill",
     schedule=None,
@@ -19,8 +21,8 @@ with DAG(
     tags=["lake", "features", "training"],
     params={
         "step": Param("day_tiles", type="string", enum=list(BACKFILL_STEPS), title="Step"),
-        "start": Param(type="string", format="date", title="First day", description="UTC"),
-        "end": Param(type="string", format="date", title="Last day", description="UTC; it must be over"),
+        "start": Param(type="string", format="date", pattern=DAY, title="First day", description="UTC"),
+        "end": Param(type="string", format="date", pattern=DAY, title="Last day", description="UTC; it must be over"),
         "days_a_job": Param(
             7, type="integer", minimum=1, maximum=366, title="Days a job", description="Jobs share the Spark pool."
         ),
