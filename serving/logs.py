@@ -33,7 +33,7 @@ REDACTED = "[redacted]"
 WHOLE_WORD_BELOW = 6
 """Shorter values are cut out only where they stand alone, so that a user called `u` leaves the rest readable."""
 BURST_LINES, BURST_S = 20, 10.0
-"""So many lines of one message go out in one stretch of time; a later one says how many did not."""
+"""So many lines of one message and code go out in one stretch of time; a later one says how many did not."""
 MAX_KINDS = 1_000
 """Beyond so many different messages the counts begin anew."""
 SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -42,8 +42,9 @@ SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INT
 
 def redacted(text: str, values: Iterable[str]) -> str:
     """The text without the values, as they are or as `repr` writes them."""
-    forms = {form for value in values for form in (value, repr(value)[1:-1])}
-    if not forms or not text:
+    # Only those that occur: a request may name 10,000 items, and an expression of so many takes long to compile.
+    forms = {form for value in values for form in (value, repr(value)[1:-1]) if form in text}
+    if not forms:
         return text
     # The longest first, since one value may begin another.
     patterns = (
@@ -79,14 +80,15 @@ class Bursts(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._window: dict[tuple[str, str], int] = {}
-        self._lines: dict[tuple[str, str], int] = defaultdict(int)
+        self._window: dict[tuple[str, str, str], int] = {}
+        self._lines: dict[tuple[str, str, str], int] = defaultdict(int)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line goes out; it then carries the count of those before it that did not as `suppressed`."""
         if record.levelno <= logging.DEBUG:
             return True
-        kind, window = (record.name, str(record.msg)), int(record.created / BURST_S)
+        kind = (record.name, str(record.msg), getattr(record, "code", ""))
+        window = int(record.created / BURST_S)
         if len(self._window) > MAX_KINDS:
             self._window.clear()
             self._lines.clear()

@@ -1,6 +1,6 @@
 """What is known of the request that runs in this context: for its span, its log lines and its counts.
 
-The interceptor (`serving.observe`) opens it, the servicer fills it in, and log lines in between get the ids from it.
+The interceptor (`serving.observed_requests`) opens it, the servicer fills it in, and log lines in between get the ids from it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,19 @@ PERSONAL_FIELDS = frozenset(
 )
 """Request fields whose values say who somebody is or what they did; neither logs nor traces ever hold them."""
 PLAIN_FIELDS = frozenset(
-    {"surface", "device", "locale", "experiment_arm", "categories", "block_categories", "languages", "category"}
-) | {"event_type", "request_id"}
+    {
+        "surface",
+        "device",
+        "locale",
+        "experiment_arm",
+        "categories",
+        "block_categories",
+        "languages",
+        "category",
+        "event_type",
+        "request_id",
+    }
+)
 """The other text fields of requests; a test holds that every one is named here or above."""
 API_KEY = "x-api-key"
 
@@ -58,7 +69,7 @@ _NOBODY = Observation()
 _current: ContextVar[Observation] = ContextVar("observation", default=_NOBODY)
 
 
-def observe(observation: Observation) -> None:
+def enter(observation: Observation) -> None:
     """Makes it the one of this context: a task's, or a thread's that runs in a copy of it."""
     _current.set(observation)
 

@@ -33,7 +33,7 @@ from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
-from serving.observe import ObservedRequests
+from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.service import RankingServicer
 from serving.slate_log import SlateLog

@@ -18,7 +18,7 @@ from serving import ranking_pb2_grpc
 from serving.decoding import UndecodableRequests
 from serving.logs import Bursts, JsonFormatter
 from serving.metrics import Metrics
-from serving.observe import ObservedRequests, Tracer
+from serving.observed_requests import ObservedRequests, Tracer
 from serving.pipeline import Pipeline, PipelineConfig, Slates, Users
 from serving.service import RankingServicer
 from serving.view import LiveView

@@ -24,7 +24,7 @@ from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
 from serving.observation import observed
-from serving.observe import ObservedRequests
+from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import Query
 from serving.stages import Progress

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from threading import Event
 
 import grpc
 import pytest
@@ -11,12 +12,14 @@ from features.user_state import UserState
 from models.bundle import Bundle
 from models.sources import Candidates
 from serving import ranking_pb2 as pb
+from serving.client import RankingClient, RankingError
 from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
+from tests.conftest import wait_for
 from tests.observed_service import observed_service
 from tests.serving_bundle import START_MS, tiny_items, write_tiny_bundle
 
@@ -24,11 +27,16 @@ NOW_MS = START_MS + 60_000
 
 
 class Users:
-    """Nobody is known; a user called after a kind of store error meets that error; `boom` meets a bug."""
+    """Nobody is known; a user called after a kind of store error meets that error; `boom` meets a bug; `slow` waits."""
+
+    def __init__(self) -> None:
+        self.goes_on = Event()
 
     def read(self, user_id: str, instant_ms: int, *_: float) -> UserState:
         if user_id in UserReadError.KINDS:
             raise UserReadError("the store said nothing", user_id)
+        if user_id == "slow":
+            assert self.goes_on.wait(10)
         if user_id == "boom":
             raise ZeroDivisionError
         return unknown_user(user_id, instant_ms)
@@ -96,6 +104,16 @@ def test_each_request_is_counted_once_by_its_outcome(live: Live) -> None:
     assert _samples(metrics, "ranking_slate_items_sum") == {("Recommend",): 3, ("Rank",): 1}
     unready, _ = _served(None, ("Recommend", pb.RecommendRequest()))
     assert _samples(unready, "ranking_requests_total") == {("UNAVAILABLE", "Recommend"): 1}
+
+
+def test_a_caller_that_goes_away_is_counted_too(live: Live) -> None:
+    metrics, users = Metrics(), Users()
+    with observed_service(live.view, users, metrics=metrics) as address, RankingClient(address) as client:
+        with pytest.raises(RankingError, match="DEADLINE_EXCEEDED"):
+            client.recommend("slow", timeout_s=0.1)
+        outcome = {"method": "Recommend", "code": "DEADLINE_EXCEEDED"}
+        wait_for(lambda: metrics.registry.get_sample_value("ranking_requests_total", outcome), "the deadline's count")
+        users.goes_on.set()
 
 
 def test_the_sources_parts_are_counted(live: Live, bundle: Bundle) -> None:

@@ -14,7 +14,7 @@ import grpc
 from serving import ranking_pb2
 from serving.logs import log_request
 from serving.metrics import Metrics
-from serving.observation import Metadata, Observation, observe
+from serving.observation import Metadata, Observation, enter
 
 METHODS_OF = f"/{ranking_pb2.DESCRIPTOR.services_by_name['RankingService'].full_name}/"
 
@@ -70,7 +70,7 @@ class ObservedRequests(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
             )
             span = None if self._tracer is None else self._tracer.start(method, seen.metadata)
             seen.trace_id = _callers_trace_id(seen.metadata) if span is None else span.trace_id
-            observe(seen)
+            enter(seen)
             code = "OK"
             try:
                 return await answer(request, context)
