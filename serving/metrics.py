@@ -44,7 +44,7 @@ class Metrics:
         self._add_bundle(registry)
         self._add_parts(registry)
         self._start_at_zero()
-        # Looking labels up costs more than counting: 92 µs a request, 36 with these kept (tests/bench/bench_observability.py).
+        # Looking labels up costs more than counting: a request took 92 µs, with these kept 36.
         self._stage_seconds = cache(self.stage_seconds.labels)
         self._of_source = cache(self._source_children)
 

@@ -1,6 +1,7 @@
 """What is known of the request that runs in this context: for its span, its log lines and its counts.
 
-The interceptor (`serving.observed_requests`) opens it, the servicer fills it in, and log lines in between get the ids from it.
+The interceptor (`serving.observed_requests`) opens it, the servicer fills it in, and log lines in between take the
+ids from it.
 """
 
 from collections.abc import Iterator, Sequence
