@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from features.ledger import Outcome
 from infra.settings import ROOT, Settings
 from serving import ranking_pb2
+from serving.logs import SERVER_FAULTS
 from serving.metrics import FATES, Metrics
 from serving.stages import SOURCE_OUTCOMES, STAGES
 from streaming.job_metrics import JobCollector
@@ -221,6 +222,12 @@ def test_alerts_and_runbook_agree() -> None:
     titles = {panel["title"] for panel in PANELS}
     for quoted in re.findall(r'"([A-Z][^"]+)"', RUNBOOK):
         assert quoted in titles, f"README.md sends to the panel {quoted!r}, which the dashboard does not have"
+
+
+def test_errors_are_what_logs_and_spans_call_the_services_fault() -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == "RankingErrors"]
+    (codes,) = [dict(each.matchers)["code"] for each in parsed(rule["expr"])[0] if each.matchers]
+    assert set(codes.split("|")) == SERVER_FAULTS
 
 
 def test_each_program_has_alerts_on_its_own_metrics() -> None:

@@ -248,3 +248,21 @@ def test_the_client_needs_no_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> N
     importlib.reload(trace_context)
     with TracerProvider().get_tracer("caller").start_as_current_span("page"):
         assert dict(trace_context.trace_metadata())["traceparent"].startswith("00-")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--otlp-endpoint", "http://collector:4317"), "allowed: host:port, such as localhost:4317"),
+        (("--otlp-endpoint", "collector"), "allowed: host:port, such as localhost:4317"),
+        (("--trace-ratio", "1.5"), "allowed: a number from 0 to 1"),
+        (("--trace-ratio", "nan"), "allowed: a number from 0 to 1"),
+        (("--slow-request-ms", "0"), "allowed: a whole number from 1"),
+    ],
+)
+def test_wrong_flags_are_refused(flags: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from serving.server import parse_arguments
+
+    with pytest.raises(SystemExit):
+        parse_arguments(["--port", "1", "--bundles", ".", "--feature-repo", ".", *flags])
+    assert f"argument {flags[0]}: got '{flags[1]}'; {said}" in capsys.readouterr().err
