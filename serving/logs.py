@@ -126,7 +126,8 @@ def log_request(request: Observation, code: str, reason: str, seconds: float, sl
         extras["reason"] = redacted(reason.partition(": got ")[0], request.personal())
     if request.progress is not None:
         extras["degraded"] = sorted({note.stage for note in request.progress.degraded})
-        extras["stage_ms"] = {stage: round(spent, 3) for stage, spent in request.progress.stage_ms.items()}
+        # A copy, since the stages of a request whose caller has gone still run.
+        extras["stage_ms"] = {stage: round(spent, 3) for stage, spent in request.progress.stage_ms.copy().items()}
     if request.slate is not None:
         slate = request.slate
         extras.update(bundle_id=slate.bundle_id, arm=slate.experiment_arm, items=len(slate.items))

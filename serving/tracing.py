@@ -95,15 +95,16 @@ class RequestSpan:
         span.set_attribute("rpc.grpc.status_code", _number(code))
         if code in SERVER_FAULTS:
             span.set_status(StatusCode.ERROR)
-        self._add_stages(request, begun_ns)
+        self._add_stages(request, begun_ns, request.started_s + seconds)
         span.end(begun_ns + round(seconds * 1e9))
 
-    def _add_stages(self, request: Observation, begun_ns: int) -> None:
+    def _add_stages(self, request: Observation, begun_ns: int, ended_s: float) -> None:
         if request.progress is None:
             return
 
         def at_ns(instant_s: float) -> int:
-            return begun_ns + round((instant_s - request.started_s) * 1e9)
+            # The stages of a request whose caller has gone still run; its span is over.
+            return begun_ns + round((min(instant_s, ended_s) - request.started_s) * 1e9)
 
         parent = set_span_in_context(self._span, Context())
         for block in request.progress.blocks:
