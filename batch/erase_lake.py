@@ -20,7 +20,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from batch.command import fail, write_report
 from batch.delta_log import redact_log
-from batch.user_traces import ids_with_digest, mentions, texts, whole_id
+from batch.user_traces import files_that_mention, ids_with_digest, mentions, texts, whole_id
 from features.erasure import ErasureError, checked_digest
 from features.names import LakeTables
 
@@ -35,14 +35,19 @@ OF_EVENTS = (
 """Where each record of the events topic stands twice, in bronze, which comes last, and in one of the others."""
 PLACES_A_DELETE = 1_000
 USER_ID = "user_id"
+QUOTES = "observed"
+"""Column of the quarantine in which a gate quotes the values that it refused."""
 Place = tuple[str, int, int]
 """Topic, partition and offset of a record."""
 
 
-def erase_from_lake(lake: Path, checkpoints: Path, digest: str, also: Iterable[Path] = ()) -> dict[str, object]:
+def erase_from_lake(
+    lake: Path, checkpoints: Path, digest: str, also: Iterable[Path] = (), docs: Path | None = None
+) -> dict[str, object]:
     """Erases whoever has the digest; says how many rows of which table went. Safe at any time, and again.
 
-    `also` are directories of plain Parquet files with a column `user_id`, such as a training run's examples.
+    `also` are directories of plain Parquet files with a column `user_id`, such as a training run's examples; `docs`
+    holds the pages of the quality gates, of which those that quote the user go: the next judgement writes new ones.
     Aggregates of items stay: settled day tiles are not counted again (`batch.day_tiles`).
     """
     tables, roots = _delta_tables(lake), (lake, *also)
@@ -56,6 +61,10 @@ def erase_from_lake(lake: Path, checkpoints: Path, digest: str, also: Iterable[P
                 removed[table] += _erase_rows(lake / table, user_id)
         for root in roots:
             removed["plain files"] += sum(_erase_from_file(file, user_id) for file in _plain_parquet(root))
+    pages = files_that_mention([docs], digest) if docs is not None else []
+    for page in pages:
+        page.unlink()
+    removed["pages of quality gates"] = len(pages)
     if removed.get(TABLES.bronze_events):
         _forget_silver_reader_if_behind(lake, checkpoints)
     for table in tables:
@@ -78,7 +87,7 @@ def _users(lake: Path, tables: list[str], roots: tuple[Path, ...], digest: str) 
 
     def said() -> Iterator[bytes]:
         for table in tables:
-            for column in (USER_ID, "key", "value", "observed"):
+            for column in (USER_ID, "key", "value", QUOTES):
                 for value in _distinct(lake / table, column):
                     yield value.encode() if isinstance(value, str) else value
             for file in (lake / table / "_delta_log").iterdir():
@@ -178,17 +187,13 @@ def _erase_rows(table: Path, user_id: str) -> int:
     names = delta.schema().to_arrow().names
     if USER_ID in names:
         return int(delta.delete(f"{USER_ID} = '{user_id}'")["num_deleted_rows"] or 0)
-    rows = pa.table(delta.to_pyarrow_table())
-    kept = [not _row_mentions(row, user_id) for row in rows.to_pylist()] if _has_text(rows.schema) else []
-    if all(kept):
+    if QUOTES not in names:
         return 0
-    write_deltalake(delta, rows.filter(pa.array(kept)), mode="overwrite")
+    rows = pa.table(delta.to_pyarrow_table())
+    kept = [not _row_mentions(row, user_id) for row in rows.to_pylist()]
+    if not all(kept):
+        write_deltalake(delta, rows.filter(pa.array(kept)), mode="overwrite")
     return kept.count(False)
-
-
-def _has_text(schema: pa.Schema) -> bool:
-    """Whether the table quotes other tables' values: of them quarantine alone has reasons in words."""
-    return "observed" in schema.names
 
 
 def _row_mentions(row: dict[str, object], user_id: str) -> bool:
@@ -223,11 +228,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoints", type=Path, required=True, help="of lake_ingest")
     parser.add_argument("--digest", required=True, help="SHA-256 of the user_id, in hexadecimal digits")
     parser.add_argument("--also", type=Path, action="append", default=[], help="directory with Parquet files by user")
+    parser.add_argument("--docs", type=Path, help="Data Docs of the quality gates; default: LAKE/../data_docs")
     parser.add_argument("--report", type=Path)
     given = parser.parse_args(arguments)
     try:
         digest = checked_digest(given.digest)
-        write_report(erase_from_lake(given.lake.resolve(), given.checkpoints, digest, given.also), given.report)
+        lake = given.lake.resolve()
+        docs = given.docs or lake.parent / "data_docs"
+        write_report(erase_from_lake(lake, given.checkpoints, digest, given.also, docs), given.report)
     except ErasureError as error:
         return fail("erase_lake", error)
     return 0

@@ -78,13 +78,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--feature-repo", type=Path, required=True)
     parser.add_argument("--digest", required=True, help="SHA-256 of the user_id, in hexadecimal digits")
     parser.add_argument("--also", type=Path, action="append", default=[], help="one more directory to scan")
+    parser.add_argument("--docs", type=Path, help="Data Docs of the quality gates; default: LAKE/../data_docs")
     parser.add_argument("--reports", type=Path, required=True, help="directory of the reports")
     parser.add_argument("--now-ms", type=int, help="default: the wall clock")
     given = parser.parse_args(arguments)
     now_ms = int(time.time() * 1000) if given.now_ms is None else given.now_ms
     try:
         digest = checked_digest(given.digest)
-        report = confirm(given.lake.resolve(), given.feature_repo, digest, given.also, now_ms)
+        lake = given.lake.resolve()
+        roots = [*given.also, given.docs or lake.parent / "data_docs"]
+        report = confirm(lake, given.feature_repo, digest, roots, now_ms)
     except (ErasureError, FeatureRepoError, StoreUnavailableError) as error:
         return fail("erase_report", error)
     write_report(report, given.reports / f"{digest}.json")

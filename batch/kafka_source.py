@@ -105,15 +105,18 @@ def _has_more(consumer: Consumer, bootstrap_servers: str, topic: str, read: dict
     return more
 
 
-def check_together(checkpoint: Path, table: str, rows: int) -> None:
-    """Refuses a table without its checkpoint, which would be read twice, and a checkpoint without its table."""
+def check_together(checkpoint: Path, table: str, rows: int, *, emptied: bool = False) -> None:
+    """Refuses a table without its checkpoint, which would be read twice, and a checkpoint without its table.
+
+    `emptied` says of a table without rows that it has had some: they were erased, or past their time.
+    """
     read = sum(offset for parts in checkpointed_offsets(checkpoint).values() for offset in parts.values())
     if rows and _newest_batch(checkpoint / "offsets") is None:
         raise CheckpointError(
             f"table {table} has {rows} rows but {checkpoint} has no checkpoint: reading again would double them. "
             "Restore table and checkpoint together, or remove both."
         )
-    if read and not rows:
+    if read and not rows and not emptied:
         raise CheckpointError(
             f"{checkpoint} has read records but table {table} is empty: they would be missing. "
             "Restore table and checkpoint together, or remove both."

@@ -70,7 +70,8 @@ def check(ingest: LakeIngest) -> list[str]:
     """The topics that hold something new. Needs no Spark; raises as `run_ingest` does."""
     behind = topics_behind(ingest.bootstrap_servers, ingest.readers)
     bronze_rows = row_count(ingest.lake, TABLES.bronze_events)
-    check_together(ingest.readers[ingest.topics.events], TABLES.bronze_events, bronze_rows)
+    emptied = table_versions(ingest.lake, (TABLES.bronze_events,)).get(TABLES.bronze_events, 0) > 0
+    check_together(ingest.readers[ingest.topics.events], TABLES.bronze_events, bronze_rows, emptied=emptied)
     return behind
 
 
@@ -83,12 +84,15 @@ def run_ingest(spark: SparkSession, ingest: LakeIngest) -> dict[str, object]:
     readers, behind = ingest.readers, check(ingest)
     create_tables(ingest.lake)
     before = _counts(ingest.lake)
-    _run_streams(spark, ingest, {topic: readers[topic] for topic in behind})
+    read = _run_streams(spark, ingest, {topic: readers[topic] for topic in behind})
     compacted = compact_tables(ingest.lake, [definition.path for definition in INGESTED])
     after = _counts(ingest.lake)
     return {
         "rows": after,
         "rows_added": {table: after[table] - before[table] for table in after},
+        "erased_events_refused": read - (after[TABLES.bronze_events] - before[TABLES.bronze_events])
+        if ingest.erased
+        else 0,
         "versions": table_versions(ingest.lake, tuple(after)),
         "next_offsets": {topic: checkpointed_offsets(path).get(topic, {}) for topic, path in readers.items()},
         "compacted": compacted,
@@ -118,25 +122,30 @@ def _counts(lake: Path) -> dict[str, int]:
     return {definition.path: row_count(lake, definition.path) for definition in INGESTED}
 
 
-def _run_streams(spark: SparkSession, ingest: LakeIngest, behind: dict[str, Path]) -> None:
-    """The topics that have something new, all at once; then silver from what bronze holds."""
+def _run_streams(spark: SparkSession, ingest: LakeIngest, behind: dict[str, Path]) -> int:
+    """The topics that have something new, all at once; then silver from what bronze holds.
+
+    Returns the number of records that were read of the events topic.
+    """
     stages = {ingest.topics.items: items_stage, ingest.topics.slates: slates_stage}
-    running = []
+    running: dict[str, StreamingQuery] = {}
     for topic, checkpoint in behind.items():
         stream = read_topic(spark, ingest.bootstrap_servers, topic, ingest.max_records)
         if topic != ingest.topics.items:
             stream = unless_refused(stream, ingest.erased)
         if topic in stages:
-            running.append(_start(stream, stages[topic](spark, ingest.lake), checkpoint))
+            running[topic] = _start(stream, stages[topic](spark, ingest.lake), checkpoint)
             continue
         bronze = stream.writeStream.format("delta").option("checkpointLocation", str(checkpoint))
-        running.append(bronze.trigger(availableNow=True).start(str(ingest.lake / TABLES.bronze_events)))
-    for query in running:
+        running[topic] = bronze.trigger(availableNow=True).start(str(ingest.lake / TABLES.bronze_events))
+    for query in running.values():
         query.awaitTermination()
     # Bronze is appended to; the one other change is an erasure, which silver has seen to itself.
     appended = spark.readStream.format("delta").option("maxBytesPerTrigger", "256m").option("skipChangeCommits", "true")
     silver = appended.load(str(ingest.lake / TABLES.bronze_events))
     _start(silver, events_stage(spark, ingest.lake), ingest.checkpoints / "silver_events").awaitTermination()
+    events = running.get(ingest.topics.events)
+    return sum(int(progress["numInputRows"]) for progress in events.recentProgress) if events is not None else 0
 
 
 def _start(stream: DataFrame, stage: Stage, checkpoint: Path) -> StreamingQuery:

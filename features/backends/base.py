@@ -89,25 +89,39 @@ class Backend(ABC):
         """`write_batch` of single rows. Raises `TileError` for an unknown family or a wrong number of values."""
         self.write_batch(TileBatch.of(family_named(family_name), rows), offsets)
 
-    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
-        """Writes tile rows and offsets in one transaction. Of two rows of a tile the one with the larger n is kept."""
+    def write_batch(self, batch: TileBatch, offsets: Offsets) -> int:
+        """Writes tile rows and offsets in one transaction. Of two rows of a tile the one with the larger n is kept.
+
+        Returns how many rows were refused, since they are an erased user's.
+        """
+        refused = 0
 
         def write(erased: Mapping[str, int]) -> bool:
+            nonlocal refused
             kept = batch
             if erased and batch.family.key_fields[0] == "user_id":
                 kept = batch.where([digest_of(key[0]) not in erased for key in batch.keys])
+            refused = len(batch.keys) - len(kept.keys)
             return self._write_batch(kept, offsets, len(erased))
 
         self._knowing_the_erased(write)
+        return refused
 
-    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
-        """Merges interactions into their users' keyed sets (`features.keyed_sets`), with the offsets."""
+    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> int:
+        """Merges interactions into their users' keyed sets (`features.keyed_sets`), with the offsets.
+
+        Returns how many were refused, as `write_batch` does.
+        """
+        refused = 0
 
         def write(erased: Mapping[str, int]) -> bool:
+            nonlocal refused
             kept = [row for row in rows if digest_of(row.user_id) not in erased] if erased else rows
+            refused = len(rows) - len(kept)
             return self._write_interactions(kept, offsets, len(erased))
 
         self._knowing_the_erased(write)
+        return refused
 
     @abstractmethod
     def _write_batch(self, batch: TileBatch, offsets: Offsets, erasures: int) -> bool:

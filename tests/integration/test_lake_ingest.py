@@ -244,6 +244,7 @@ def test_an_erased_user_is_gone_and_does_not_come_back(spark: SparkSession, inge
     send(ingest.bootstrap_servers, ingest.topics.events, [sent(event(n, user=f"u{n % 3}")) for n in range(40, 46)])
     run = run_ingest(spark, knowing)
     assert run["rows_added"][TABLES.silver_events] == 4
+    assert run["erased_events_refused"] == 2
     assert users_of(spark, ingest.lake) == after + Counter({"u0": 2, "u2": 2})
 
     anew = replace(knowing, lake=tmp_path / "anew", checkpoints=tmp_path / "anew-checkpoints")

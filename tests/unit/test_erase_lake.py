@@ -70,12 +70,18 @@ def test_nothing_is_left_but_what_is_others(lake: Path, tmp_path: Path) -> None:
         pa.table({"user_id": [USER, OTHER], "nested": [[{"a": USER}], [{"a": OTHER}]]}), workspace / "e.parquet"
     )
     assert files_that_mention([lake], DIGEST)
-    report = erase_from_lake(lake, tmp_path / "checkpoints", DIGEST, [tmp_path / "workspace"])
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "page.html").write_text(f"<td>{USER}</td>")
+    (docs / "other.html").write_text(f"<td>{OTHER}</td>")
+    report = erase_from_lake(lake, tmp_path / "checkpoints", DIGEST, [tmp_path / "workspace"], docs)
+    assert [page.name for page in docs.iterdir()] == ["other.html"]
     assert report["rows_removed"] == {
         TABLES.examples: 4,
         TABLES.quarantine: 1,
         TABLES.dead_letters: 1,
         "plain files": 2,
+        "pages of quality gates": 1,
     }
     for root in (lake, workspace):
         assert files_that_mention([root], DIGEST) == files_that_mention([root], DIGEST, USER) == []

@@ -441,6 +441,8 @@ class TestErasure:
             store.erase_user(user, 7)
             self.write(long_lived, user, version, n=2)
             assert self.is_unknown(long_lived, user, version)
+            late = [event(EventType.LIKE, NOW_MS, "late", user_id=each) for each in (user, f"{user}x", user)]
+            assert long_lived.write_interactions(late, {}) == 2, "refused, and counted"
             assert long_lived.offsets("t") == {0: 2}
             assert long_lived.offsets("i") == {0: 2}
             self.write(long_lived, f"{user}x", version, n=3)
