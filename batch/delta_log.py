@@ -13,6 +13,11 @@ from deltalake import DeltaTable
 from batch.user_traces import texts, whole_id
 
 
+def log_files(table: Path) -> list[Path]:
+    """Every file of the table's log, in the folders that Spark makes in it, too."""
+    return sorted(path for path in (table / "_delta_log").rglob("*") if path.is_file())
+
+
 def redact_log(table: Path, user_id: str) -> list[str]:
     """Takes the user's id out of the table's log; names the files that were changed or removed.
 
@@ -20,7 +25,7 @@ def redact_log(table: Path, user_id: str) -> list[str]:
     way for a new one. Checksums of both go with them: they are optional, too.
     """
     log, found = table / "_delta_log", whole_id(user_id).search
-    quoting = [file for file in sorted(log.iterdir()) if any(found(text) for text in texts(file))]
+    quoting = [file for file in log_files(table) if any(found(text) for text in texts(file))]
     if not quoting:
         return []
     commits = [file for file in quoting if file.suffix == ".json"]

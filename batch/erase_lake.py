@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 
 from batch.command import fail, write_report
-from batch.delta_log import redact_log
+from batch.delta_log import log_files, redact_log
 from batch.user_traces import files_that_mention, ids_with_digest, mentions, texts, whole_id
 from features.erasure import ErasureError, checked_digest
 from features.names import LakeTables
@@ -90,7 +90,7 @@ def _users(lake: Path, tables: list[str], roots: tuple[Path, ...], digest: str) 
             for column in (USER_ID, "key", "value", QUOTES):
                 for value in _distinct(lake / table, column):
                     yield value.encode() if isinstance(value, str) else value
-            for file in (lake / table / "_delta_log").iterdir():
+            for file in log_files(lake / table):
                 yield from texts(file)
         for file in (file for root in roots for file in _plain_parquet(root)):
             if USER_ID in pq.read_schema(file).names:

@@ -42,6 +42,7 @@ def lake(tmp_path: Path) -> Path:
         write_deltalake(str(root / TABLES.examples), examples(day), mode="append", partition_by=["event_date"])
     table = DeltaTable(str(root / TABLES.examples))
     table.create_checkpoint()
+    (root / TABLES.examples / "_delta_log" / "_staged_commits").mkdir()  # as Spark does
     write_deltalake(str(root / TABLES.quarantine), pa.table({"observed": [f'got ["{USER}"]', f"got {OTHER}"]}))
     place = {"topic": ["slates", "slates"], "partition": pa.array([0, 0], pa.int32()), "offset": [1, 2]}
     letters = {
