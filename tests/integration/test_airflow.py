@@ -21,6 +21,7 @@ from infra.settings import ROOT, Settings, load_settings
 from infra.stack import Stack
 
 TABLES = LakeTables()
+LEAVES = "ada-lovelace"
 DAGS = """
 from pathlib import Path
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
@@ -110,15 +111,17 @@ def test_the_dags_beside_the_chain_run(airflow: AirflowClient, settings: Setting
         directory=settings.feature_repo_dir, location=settings.online_store_url, offline_root=settings.lake_dir
     )
     write_repo(repo)
-    events = pa.table({"user_id": ["ada", "eve"], "event_date": pa.array([datetime.date(2026, 1, 1)] * 2)})
+    events = pa.table(
+        {"user_id": [LEAVES, "eve"], "arrival_ms": [1, 2], "event_date": pa.array([datetime.date(2026, 1, 1)] * 2)}
+    )
     place = {"topic": ["t", "t"], "partition": pa.array([0, 0], pa.int32()), "offset": [1, 2]}
     for name, values in place.items():
         events = events.append_column(name, pa.array(values))
     silver, slates = (str(settings.lake_dir / table) for table in (TABLES.silver_events, TABLES.slates))
     write_deltalake(silver, events, partition_by=["event_date"])
-    write_deltalake(slates, pa.table({"user_id": ["ada", "eve"], "served_at_ms": [1, 2]}))
+    write_deltalake(slates, pa.table({"user_id": [LEAVES, "eve"], "served_at_ms": [1, 2]}))
     asked = {
-        "erase_user": {"digest": digest_of("ada")},
+        "erase_user": {"digest": digest_of(LEAVES)},
         "backfill": {"step": "day_tiles", "start": "2026-01-02", "end": "2026-01-02"},
         "maintenance": {"dry_run": True},
     }
@@ -128,11 +131,12 @@ def test_the_dags_beside_the_chain_run(airflow: AirflowClient, settings: Setting
     airflow.wait_for_chain(list(asked), since, lambda _: None, 300)
     assert DeltaTable(silver).to_pyarrow_table()["user_id"].to_pylist() == ["eve"]
     assert DeltaTable(slates).to_pyarrow_table()["user_id"].to_pylist() == ["eve"], "past its time, but a dry run"
-    assert (settings.erasures_dir / f"{digest_of('ada')}.md").exists()
+    assert (settings.erasures_dir / f"{digest_of(LEAVES)}.md").exists()
     everything = b"".join(file.read_bytes() for file in settings.airflow_home.rglob("*") if file.is_file())
-    assert digest_of("ada").encode() in everything
+    assert digest_of(LEAVES).encode() in everything
+    assert LEAVES.encode() not in everything, "Airflow is never told who it was"
     with pytest.raises(AirflowError, match=r"4(00|22)"):
-        airflow.trigger("erase_user", {"digest": "ada"})
+        airflow.trigger("erase_user", {"digest": LEAVES})
 
 
 def test_a_failed_task_is_named_with_its_log(airflow: AirflowClient) -> None:
