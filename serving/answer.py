@@ -35,6 +35,9 @@ class Answer:
     scored: Scored
     rows: RankedRows
     unknown_item_ids: tuple[str, ...] = ()
+    next_page_token: str = ""
+    rules_version: str = ""
+    """Of the rules file that applied; empty where rules do not apply."""
 
     def item_id(self, row: int) -> str:
         """The id of the candidate in a row."""
@@ -78,6 +81,7 @@ def to_proto(answer: Answer) -> pb.Slate:
         candidates_retrieved=len(answer.retrieved.merged.item_index_C),
         candidates_scored=len(answer.item_index_C),
         unknown_item_ids=answer.unknown_item_ids,
+        next_page_token=answer.next_page_token,
     )
     if answer.newest_event_ms is not None:
         slate.newest_event_time_ms = answer.newest_event_ms

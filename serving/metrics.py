@@ -44,6 +44,29 @@ class Metrics:
         self.slates = Counter(
             "ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=self.registry
         )
+        self.filtered = Counter(
+            "ranking_filtered_items",
+            "Items of the catalogue left out by each filter, summed over the answers.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.placed = Counter(
+            "ranking_placed_items",
+            "Positions that were explored or pinned, and candidates that were deduplicated.",
+            ["how"],
+            registry=self.registry,
+        )
+        self.rules_info = Gauge(
+            "ranking_rules_info", "1 for the version of the rules in use.", ["version"], registry=self.registry
+        )
+        self.rules_refused = Gauge(
+            "ranking_rules_refused", "Changes of the rules file refused since the start.", registry=self.registry
+        )
+        self.rules_unknown = Gauge(
+            "ranking_rules_unknown_names",
+            "Items, creators, categories and languages of the rules that the catalogue does not hold.",
+            registry=self.registry,
+        )
         self.bundle_info = Gauge(
             "ranking_bundle_info", "1 for the bundle in use.", ["bundle_id"], registry=self.registry
         )
@@ -66,3 +89,8 @@ class Metrics:
         """Marks the bundle in use."""
         self.bundle_info.clear()
         self.bundle_info.labels(bundle_id).set(1)
+
+    def use_rules(self, version: str) -> None:
+        """Marks the rules in use."""
+        self.rules_info.clear()
+        self.rules_info.labels(version).set(1)

@@ -1,7 +1,8 @@
 """Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,6 +16,8 @@ CATALOGUE = "catalogue"
 RANDOM = "random"
 REQUEST = "request"
 """Provenance of items that the caller named."""
+PINNED = "pinned"
+"""Provenance of items that a rule put into the slate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +29,28 @@ class Retrieved:
 
     def source_ranks(self, item_index: int) -> dict[str, int]:
         """The sources that proposed an item with its rank in each, best rank first."""
-        ranks = {}
-        for name, found in self.by_source.items():
-            at = np.flatnonzero(found.item_index == item_index)
-            if at.size:
-                ranks[name] = int(at[0])
-        return dict(sorted(ranks.items(), key=lambda entry: entry[1]))
+        return dict(self._ranks.get(item_index, ()))
+
+    @cached_property
+    def _ranks(self) -> Mapping[int, list[tuple[str, int]]]:
+        """Of every item, since asking for each of a slate's 50 by itself takes 10 times as long."""
+        ranked = [
+            (rank, name, item_index)
+            for name, found in self.by_source.items()
+            for rank, item_index in enumerate(found.item_index.tolist())
+        ]
+        ranks: dict[int, list[tuple[str, int]]] = {}
+        for rank, name, item_index in sorted(ranked, key=lambda entry: entry[0]):
+            ranks.setdefault(item_index, []).append((name, rank))
+        return ranks
+
+    def with_pinned(self, item_index: Sequence[int]) -> "Retrieved":
+        """The same with pinned items among the candidates."""
+        if not item_index:
+            return self
+        pinned = Candidates(item_index=np.array(item_index, np.int32), score=np.zeros(len(item_index), np.float32))
+        by_source = {PINNED: pinned, **self.by_source}
+        return Retrieved(merged=merge(by_source), by_source=by_source)
 
 
 def retrieve(

@@ -32,6 +32,9 @@ from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline, PipelineConfig
+from serving.rule_index import unknown_names
+from serving.rules import RulesError
+from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
@@ -60,6 +63,8 @@ class ServerConfig:
     """None: no Kafka; the catalogue and the item features stay as bundle and store have them, slates are not logged."""
     metrics_port: int | None
     topics: Topics
+    rules: Path | None = None
+    """What people pin, boost and block (`serving.rules`); None: nothing."""
     host: str = "127.0.0.1"
     max_in_flight: int = 32
     workers: int = 2
@@ -78,6 +83,7 @@ class Server:
         self._config = config
         self._clock_ms = clock_ms
         self._metrics = Metrics()
+        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka = config.bootstrap_servers
         self._users = UserReader(self._open_store, perf_counter)
@@ -96,7 +102,13 @@ class Server:
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
         )
-        pipeline = Pipeline(users=self._users, slates=self._slates, config=PipelineConfig(), clock_ms=clock_ms)
+        pipeline = Pipeline(
+            users=self._users,
+            slates=self._slates,
+            config=PipelineConfig(),
+            clock_ms=clock_ms,
+            rules=lambda: self._rules.rules,
+        )
         self._servicer = RankingServicer(
             pipeline=pipeline,
             view=lambda: self._live.view,
@@ -115,6 +127,7 @@ class Server:
             loop.add_signal_handler(signal_, self._stopping.set)
         self._upkeep.start()
         self._watcher.start()
+        self._rules.start()
         await self._observe()
         await self._drain(server)
 
@@ -151,7 +164,9 @@ class Server:
                     await self._set_health(health_pb2.HealthCheckResponse.SERVING)
                 self._metrics.catalogue_items.set(len(view.item_table))
                 self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
+                self._metrics.rules_unknown.set(unknown_names(self._rules.rules, view.item_table))
             self._metrics.bundles_refused.set(self._watcher.refused)
+            self._metrics.rules_refused.set(self._rules.refused)
             self._metrics.records_refused.labels("items").set(self._live.items_refused)
             self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
             try:
@@ -167,6 +182,7 @@ class Server:
             await asyncio.sleep(QUIET_S / 5)
         await server.stop(DRAIN_S)
         self._watcher.stop()
+        self._rules.stop()
         self._upkeep.stop()
         self._servicer.close()
         if self._slates is not None:
@@ -180,6 +196,13 @@ class Server:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> RulesWatcher:
+    try:
+        return RulesWatcher(file, on_switch)
+    except RulesError as error:
+        raise StartError(f"{error} The service does not start without the rules that it is given.") from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -215,6 +238,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--bundles", type=_directory, required=True, help="directory of bundles and champion.json")
     parser.add_argument("--feature-repo", type=_directory, required=True, help="directory of feature_store.yaml")
     parser.add_argument("--bootstrap-servers", help="Kafka; absent: no live item features, no slates logged")
+    parser.add_argument("--rules", type=Path, help="rules file, read again when it changes (default: no rules)")
     parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
     parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
     parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
@@ -233,6 +257,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         bootstrap_servers=got.bootstrap_servers or None,
         metrics_port=got.metrics_port,
         topics=topics,
+        rules=got.rules,
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,

@@ -14,7 +14,7 @@ from serving import ranking_pb2_grpc
 from serving.answer import Answer, to_proto
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline
-from serving.query import Query, RequestError, rank_query, recommend_query
+from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
 from serving.stages import Progress
 from serving.view import LiveView
 
@@ -32,7 +32,7 @@ Run = Callable[[LiveView, Query, Progress], Answer]
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """Recommend and Rank. At most `max_in_flight` requests at once; more are refused at once."""
+    """Recommend, Rank and Similar. At most `max_in_flight` requests at once; more are refused at once."""
 
     def __init__(
         self,
@@ -63,6 +63,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """The caller's own items."""
         run = self._pipeline.rank
         return await self._answer("Rank", context, lambda request_id: rank_query(request, request_id), run)
+
+    async def Similar(self, request: pb.SimilarRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
+        """Items like an item."""
+        return await self._answer("Similar", context, lambda id_: similar_query(request, id_), self._pipeline.similar)
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
@@ -124,5 +128,9 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             self._metrics.stage_seconds.labels(stage).observe(ms / 1000)
         for stage in {note.stage for note in progress.degraded}:
             self._metrics.degraded.labels(stage).inc()
+        for reason, items in progress.filtered.items():
+            self._metrics.filtered.labels(reason).inc(items)
+        for how, positions in progress.placed.items():
+            self._metrics.placed.labels(how).inc(positions)
         if slate.HasField("newest_event_age_ms"):
             self._metrics.newest_event_age_seconds.observe(slate.newest_event_age_ms / 1000)

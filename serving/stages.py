@@ -1,6 +1,6 @@
 """What a request carries from stage to stage: its deadline, its milliseconds a stage and what degraded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,6 +30,10 @@ class Progress:
     """When the answer must be on its way, on that clock."""
     degraded: list[Degradation] = field(default_factory=list)
     stage_ms: dict[str, float] = field(default_factory=dict)
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    """Items of the catalogue that each reason left out (`serving.filters.REASONS`)."""
+    placed: Mapping[str, int] = field(default_factory=dict)
+    """Positions of the slate that were "explored" or "pinned", and candidates that were "deduplicated"."""
 
     def remaining_ms(self) -> float:
         """Milliseconds to the deadline; negative past it."""

@@ -28,7 +28,7 @@ def test_nothing_is_excluded_for_a_user_without_events() -> None:
 
 
 def test_seen_and_hidden_items_leave() -> None:
-    left = _left(seen={"art00": 1, "gone": 2}, hidden=frozenset({"cats01"}))
+    left = _left(seen={"art00": START_MS - 1, "gone": START_MS}, hidden=frozenset({"cats01"}))
     assert set(TABLE.item_ids) - left == {"art00", "cats01"}
 
 
@@ -59,7 +59,7 @@ def test_the_callers_rules(rules: ItemRules, expected: set[str]) -> None:
 
 
 def test_candidates_that_a_source_should_not_have_returned_are_dropped() -> None:
-    excluded = exclusions(TABLE, replace(NOBODY, seen={"art01": 1}), ItemRules())
+    excluded = exclusions(TABLE, replace(NOBODY, seen={"art01": START_MS}), ItemRules())
     index = TABLE.indices(["art00", "art01", "art02"])
     assert excluded.keep(index).tolist() == [True, False, True]
 

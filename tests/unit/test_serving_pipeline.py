@@ -27,7 +27,8 @@ from serving.view import LiveView
 from tests.serving_bundle import START_MS, promote, tiny_items, write_tiny_bundle
 
 NOW_MS = START_MS + 60_000
-PLAIN = PipelineConfig(rerank=RerankConfig(category_penalty=0, creator_penalty=0, fresh_bonus=0, epsilon=0))
+NO_SPREAD = RerankConfig(category_penalty=0, creator_penalty=0, similarity_penalty=0, fresh_bonus=0, epsilon=0)
+PLAIN = PipelineConfig(rerank=NO_SPREAD)
 
 
 class Users:
