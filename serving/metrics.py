@@ -6,6 +6,40 @@ _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0
 _AGE_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400)
 
 
+class RuleMetrics:
+    """What filters, rules and the rerank stage did to the answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.filtered = Counter(
+            "ranking_filtered_items",
+            "Items of the catalogue left out by each filter, summed over the answers.",
+            ["reason"],
+            registry=registry,
+        )
+        self.placed = Counter(
+            "ranking_placed_items",
+            "Positions that were explored or pinned, and candidates that were deduplicated.",
+            ["how"],
+            registry=registry,
+        )
+        self.info = Gauge(
+            "ranking_rules_info", "1 for the version of the rules in use.", ["version"], registry=registry
+        )
+        self.refused = Gauge(
+            "ranking_rules_refused", "Changes of the rules file refused since the start.", registry=registry
+        )
+        self.unknown = Gauge(
+            "ranking_rules_unknown_names",
+            "Items, creators, categories and languages of the rules that the catalogue does not hold.",
+            registry=registry,
+        )
+
+    def use(self, version: str) -> None:
+        """Marks the rules in use."""
+        self.info.clear()
+        self.info.labels(version).set(1)
+
+
 class Metrics:
     """All of the service's metrics, in a registry of their own."""
 
@@ -44,29 +78,7 @@ class Metrics:
         self.slates = Counter(
             "ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=self.registry
         )
-        self.filtered = Counter(
-            "ranking_filtered_items",
-            "Items of the catalogue left out by each filter, summed over the answers.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.placed = Counter(
-            "ranking_placed_items",
-            "Positions that were explored or pinned, and candidates that were deduplicated.",
-            ["how"],
-            registry=self.registry,
-        )
-        self.rules_info = Gauge(
-            "ranking_rules_info", "1 for the version of the rules in use.", ["version"], registry=self.registry
-        )
-        self.rules_refused = Gauge(
-            "ranking_rules_refused", "Changes of the rules file refused since the start.", registry=self.registry
-        )
-        self.rules_unknown = Gauge(
-            "ranking_rules_unknown_names",
-            "Items, creators, categories and languages of the rules that the catalogue does not hold.",
-            registry=self.registry,
-        )
+        self.rules = RuleMetrics(self.registry)
         self.bundle_info = Gauge(
             "ranking_bundle_info", "1 for the bundle in use.", ["bundle_id"], registry=self.registry
         )
@@ -89,8 +101,3 @@ class Metrics:
         """Marks the bundle in use."""
         self.bundle_info.clear()
         self.bundle_info.labels(bundle_id).set(1)
-
-    def use_rules(self, version: str) -> None:
-        """Marks the rules in use."""
-        self.rules_info.clear()
-        self.rules_info.labels(version).set(1)

@@ -6,6 +6,7 @@ without the file; they are counted.
 """
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from features.events import MAX_ID_BYTES
+from models.configuration import checked
 from models.refusal import RefusalError
 from serving.query import MAX_COUNT
 
@@ -31,7 +33,7 @@ Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
 
 
 class RulesError(RefusalError):
-    """A rules file that is refused: the message names the rule, the key, what was got and what is allowed."""
+    """A rules file that is refused: the message names each wrong rule and key, and what is allowed."""
 
 
 class _Model(BaseModel):
@@ -190,40 +192,21 @@ def read_rules(file: Path) -> Rules:
     if "version" in found:
         raise RulesError(f"rules {file}: unknown key version; allowed: pin, boost, block, versions; correct it.")
     try:
-        return Rules.model_validate({**found, "version": hashlib.sha256(data).hexdigest()[:12]})
-    except ValidationError as error:
-        raise RulesError(f"rules {file}: {_sentence(error, found)}; correct the file.") from None
+        return checked(Rules, {**found, "version": hashlib.sha256(data).hexdigest()[:12]}, f"rules {file}")
+    except RefusalError as error:
+        raise RulesError(_RULE_NUMBER.sub(lambda place: _named(found, place), str(error))) from None
 
 
-_KINDS: Mapping[str, type[BaseModel]] = {
-    "pin": PinRule,
-    "boost": BoostRule,
-    "block": BlockRule,
-    "versions": VersionsRule,
-}
+_RULE_NUMBER = re.compile(r"\b(pin|boost|block|versions)\.(\d+)(\.?)")
+"""How an error names a rule: by its kind and its number from 0."""
 
 
-def _sentence(error: ValidationError, found: Mapping[str, Any]) -> str:
-    """The first of the file's errors, with the rule by its name where it has one."""
-    first = error.errors(include_url=False)[0]
-    kind, *rest = [str(part) for part in first["loc"]] or ["the file"]
-    if first["type"] == "extra_forbidden":
-        keys = [field.alias or key for key, field in _KINDS[kind].model_fields.items()] if rest else list(_KINDS)
-        words = f"unknown key {first['loc'][-1]}; allowed: {', '.join(keys)}"
-    else:
-        got = "" if first["type"] in ("missing", "value_error") else f"got {str(first['input'])[:80]!r}; "
-        words = got + first["msg"].removeprefix("Value error, ")
-    if not rest:
-        return words if kind == "the file" or first["type"] == "extra_forbidden" else f"{kind}: {words}"
-    key = ".".join(rest[1:])
-    return f"{kind} {_name_of(found, kind, rest[0])}" + (f", {key}: {words}" if key else f": {words}")
-
-
-def _name_of(found: Mapping[str, Any], kind: str, number: str) -> str:
-    try:
-        return repr(found[kind][int(number)]["name"])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return f"number {number}"
+def _named(found: Mapping[str, Any], place: re.Match[str]) -> str:
+    """The same by its name, where it has one."""
+    kind, number, key_follows = place.groups()
+    rule = found[kind][int(number)]
+    name = repr(rule["name"]) if isinstance(rule, dict) and "name" in rule else f"number {number}"
+    return f"{kind} {name}{', ' if key_follows else ''}"
 
 
 def _ms(instant: datetime) -> int:

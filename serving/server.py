@@ -84,7 +84,7 @@ class Server:
         self._config = config
         self._clock_ms = clock_ms
         self._metrics = Metrics()
-        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
+        self._rules = _watched_rules(config.rules, self._metrics.rules.use)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka = config.bootstrap_servers
         self._users = UserReader(self._open_store, perf_counter)
@@ -165,9 +165,9 @@ class Server:
                     await self._set_health(health_pb2.HealthCheckResponse.SERVING)
                 self._metrics.catalogue_items.set(len(view.item_table))
                 self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
-                self._metrics.rules_unknown.set(unknown_names(self._rules.rules, view.item_table))
+                self._metrics.rules.unknown.set(unknown_names(self._rules.rules, view.item_table))
             self._metrics.bundles_refused.set(self._watcher.refused)
-            self._metrics.rules_refused.set(self._rules.refused)
+            self._metrics.rules.refused.set(self._rules.refused)
             self._metrics.records_refused.labels("items").set(self._live.items_refused)
             self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
             try:

@@ -129,8 +129,8 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         for stage in {note.stage for note in progress.degraded}:
             self._metrics.degraded.labels(stage).inc()
         for reason, items in progress.filtered.items():
-            self._metrics.filtered.labels(reason).inc(items)
+            self._metrics.rules.filtered.labels(reason).inc(items)
         for how, positions in progress.placed.items():
-            self._metrics.placed.labels(how).inc(positions)
+            self._metrics.rules.placed.labels(how).inc(positions)
         if slate.HasField("newest_event_age_ms"):
             self._metrics.newest_event_age_seconds.observe(slate.newest_event_age_ms / 1000)
