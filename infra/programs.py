@@ -191,6 +191,8 @@ def _serving(settings: Settings) -> Program:
         "--bootstrap-servers": settings.bootstrap_servers,
         "--metrics-port": str(settings.serving_metrics_port),
     }
+    if settings.rules_file:
+        flags["--rules"] = settings.rules_file
     return _python("serving", _module("serve", "serving.server", flags))
 
 

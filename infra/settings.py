@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """The folder that Airflow reads."""
     online_store: str = ""
     """Path of the SQLite file or a `redis://` URL; the default is a file below `var_dir`."""
+    rules_file: str = ""
+    """What people pin, boost and block in slates (`serving/rules.example.toml`); empty: nothing."""
     tracking_uri: str = ""
     """MLflow's tracking store and registry; the default is a SQLite file below `var_dir`."""
 

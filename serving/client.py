@@ -66,7 +66,7 @@ class Slate:
     candidates_retrieved: int
     candidates_scored: int
     unknown_item_ids: tuple[str, ...]
-    next_page_token: str
+    next_page_token: str = ""
     """Gives the next page to `recommend`; empty where the scroll ends."""
 
 
