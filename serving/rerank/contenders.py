@@ -57,7 +57,9 @@ class Likeness:
     """ALS factors of length 1; 0 for items that ALS does not know. None: without similarity."""
 
     def take(self, row_K: Int64s) -> "Likeness":
-        """The same of some candidates."""
+        """The same of some candidates, ascending."""
+        if len(row_K) == len(self.category_C):
+            return self
         factors_KD = None if self.factors_CD is None else self.factors_CD[row_K]
         return Likeness(category_C=self.category_C[row_K], creator_C=self.creator_C[row_K], factors_CD=factors_KD)
 

@@ -18,28 +18,49 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
     diversity, and neither "third of its creator in ten" nor a rule's boost has a meaning in it that can be explained.
     """
     left_C, window = value_C.copy(), config.spread_window
-    category_count = np.zeros(int(likeness.category_C.max(initial=0)) + 1)
-    creator_count = np.zeros(int(likeness.creator_C.max(initial=0)) + 1)
+    category, creator = _Shares(likeness.category_C), _Shares(likeness.creator_C)
     factors_CD = likeness.factors_CD if config.similarity_penalty else None
+    window_D = np.zeros(0 if factors_CD is None else factors_CD.shape[1], np.float32)
     chosen: list[int] = []
     for position in range(min(len(value_C), config.spread_positions)):
-        penalty_C = (config.category_penalty * category_count)[likeness.category_C]
-        penalty_C += (config.creator_penalty * creator_count)[likeness.creator_C]
-        if factors_CD is not None and chosen:
-            window_D = factors_CD[chosen[-window:]].sum(axis=0)
-            penalty_C += factors_CD @ (config.similarity_penalty * window_D)
+        penalty_C = category.paid_C() + creator.paid_C()
+        if factors_CD is not None:
+            penalty_C += factors_CD @ window_D
         row = int(np.argmax(left_C - penalty_C))
         if left_C[row] == -np.inf:
             break
         left_C[row] = -np.inf
         chosen.append(row)
-        category_count[likeness.category_C[row]] += 1
-        creator_count[likeness.creator_C[row]] += 1
-        if position >= window:
-            leaving = chosen[position - window]
-            category_count[likeness.category_C[leaving]] -= 1
-            creator_count[likeness.creator_C[leaving]] -= 1
+        leaving = chosen[position - window] if position >= window else None
+        category.move(row, leaving, config.category_penalty)
+        creator.move(row, leaving, config.creator_penalty)
+        if factors_CD is not None:
+            window_D += config.similarity_penalty * factors_CD[row]
+            if leaving is not None:
+                window_D -= config.similarity_penalty * factors_CD[leaving]
     rest_C = np.ones(len(value_C), np.bool_)
     rest_C[chosen] = False
     rest = np.flatnonzero(rest_C)
     return np.concatenate([np.array(chosen, np.int64), rest[np.argsort(-value_C[rest], kind="stable")]])
+
+
+class _Shares:
+    """What an item pays for its code's share of the window. K codes."""
+
+    def __init__(self, code_C: Int64s) -> None:
+        self._code_C = code_C
+        self._codes: list[int] = code_C.tolist()
+        codes = int(code_C.max(initial=0)) + 1
+        self._count = [0] * codes
+        self._paid_K = np.zeros(codes)
+
+    def paid_C(self) -> Float64s:  # noqa: N802 - shape suffix
+        return self._paid_K.take(self._code_C)
+
+    def move(self, entering: int, leaving: int | None, penalty: float) -> None:
+        """Slides the window by one item; multiplied anew each time, so that nothing drifts."""
+        for row, step in ((entering, 1), (leaving, -1)):
+            if row is not None:
+                code = self._codes[row]
+                self._count[code] += step
+                self._paid_K[code] = penalty * self._count[code]

@@ -158,9 +158,11 @@ def test_the_chance_of_the_best_is_that_of_real_beta_draws() -> None:
 def test_the_chance_of_the_best_where_it_is_known() -> None:
     rivals = Rivals(np.array([2.0] * 5 + [1e6]), np.array([18.0] * 5 + [1e6]))
     assert rivals.chance_of_best(np.arange(5)) == pytest.approx([0.2] * 5)
-    # Beta(2, 18) exceeds one half as often as 19 fair coins show at most one head.
-    assert rivals.chance_of_best(np.array([0, 5]))[0] == pytest.approx(20 / 2**19, rel=0.1)
+    assert rivals.chance_of_best(np.array([0, 5])) == pytest.approx([0, 1], abs=1e-4)
     assert rivals.chance_of_best(np.array([3])).tolist() == [1.0]
+    # A uniform X exceeds Y of Beta(1, 3) with chance E[1 - (1 - X)^3].
+    uniform = Rivals(np.array([1.0, 1.0]), np.array([1.0, 3.0]))
+    assert uniform.chance_of_best(np.arange(2)) == pytest.approx([0.75, 0.25], abs=1e-3)
 
 
 def test_propensities_are_the_frequencies_of_the_draws_in_every_slot() -> None:
