@@ -26,8 +26,7 @@ from models.history import UserHistory, user_history
 from models.item_table import UNKNOWN, Int32s
 from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
-from serving.arms import ARMS, Arm
-from serving.arms import RANDOM as RANDOM_ARM
+from serving.arms import Arm
 from serving.filters import Exclusions, exclusions
 from serving.query import Query
 from serving.rerank import RankedRows, RerankConfig, by_score, rerank
@@ -77,6 +76,14 @@ class Slates(Protocol):
         ...
 
 
+class Shadows(Protocol):
+    """What scores answers again in the shadow (`serving.shadow.ShadowScorer`)."""
+
+    def offer(self, answer: Answer) -> None:
+        """Takes the answer, or not, at once."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Hydrated:
     """What every stage after hydration reads."""
@@ -101,8 +108,10 @@ class Pipeline:
         slates: Slates | None,
         config: PipelineConfig,
         clock_ms: Callable[[], int],
+        shadow: Shadows | None = None,
     ) -> None:
         self._users = users
+        self._shadow = shadow
         self._slates = slates
         self._config = config
         self._clock_ms = clock_ms
@@ -110,6 +119,7 @@ class Pipeline:
     def recommend(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """A slate of the best eligible items. Never fails for a part that fails."""
         request = self._hydrate(view, query, progress)
+        view = request.view
         with progress.stage(FILTER):
             excluded = exclusions(view.item_table, request.state, query.rules)
         with progress.stage(RETRIEVE):
@@ -123,7 +133,7 @@ class Pipeline:
             scored = self._score(request, item_index_C, retrieval_score_C)
         with progress.stage(RERANK):
             rows = self._rerank(request, retrieved, item_index_C, scored)
-            if request.arm is RANDOM_ARM:
+            if request.arm.uniform:
                 rows = _uniform(rows, excluded.eligible)
         return self._finished(request, retrieved, item_index_C, scored, rows)
 
@@ -132,7 +142,7 @@ class Pipeline:
         request = self._hydrate(view, query, progress)
         with progress.stage(RETRIEVE):
             asked = query.item_ids or ()
-            found = view.item_table.indices(asked)
+            found = request.view.item_table.indices(asked)
             unknown = tuple(item_id for item_id, index in zip(asked, found, strict=True) if index == UNKNOWN)
             retrieved = of_request(found[found != UNKNOWN])
         item_index_C = retrieved.merged.item_index_C
@@ -143,7 +153,7 @@ class Pipeline:
         return self._finished(request, retrieved, item_index_C, scored, rows, unknown)
 
     def _hydrate(self, view: LiveView, query: Query, progress: Progress) -> _Hydrated:
-        instant_ms = self._clock_ms()
+        view, instant_ms = _chosen(view, query, progress), self._clock_ms()
         with progress.stage(HYDRATE):
             state = unknown_user(query.user_id, instant_ms)
             if query.user_id:
@@ -158,7 +168,7 @@ class Pipeline:
         return _Hydrated(
             view=view,
             query=query,
-            arm=ARMS[query.arm],
+            arm=query.arm.effective(view.bundle.bundle_id, view.bundle.value_weights, self._config.rerank),
             progress=progress,
             state=state,
             history=history,
@@ -193,7 +203,8 @@ class Pipeline:
             progress.degrade(SCORE, "no time left for the ranker: items are in the order of retrieval")
             return fallback
         try:
-            scored = score(request.view, request.state, request.history, item_index_C, query.device)
+            weights = request.arm.value_weights
+            scored = score(request.view, request.state, request.history, item_index_C, query.device, weights)
         except Exception as error:  # noqa: BLE001 - a ranker that fails must not fail the answer
             _log.exception("the ranker failed", extra={"request_id": query.request_id})
             progress.degrade(SCORE, f"the ranker failed ({type(error).__name__}): items are in the order of retrieval")
@@ -217,7 +228,7 @@ class Pipeline:
             age_ms_C=request.state.instant_ms - table.published_at_ms[item_index_C],
             explorable_C=np.isin(item_index_C, [] if explorable is None else explorable.item_index),
             count=query.count,
-            config=self._config.rerank,
+            config=request.arm.rerank or self._config.rerank,
             rng=request.rng if query.explore else None,
         )
 
@@ -232,7 +243,9 @@ class Pipeline:
     ) -> Answer:
         answer = Answer(
             query=request.query,
+            arm=request.arm,
             view=request.view,
+            state=request.state,
             progress=request.progress,
             served_at_ms=self._clock_ms(),
             newest_event_ms=request.state.newest_event_ms,
@@ -244,9 +257,21 @@ class Pipeline:
         )
         with request.progress.stage(SIDE_EFFECTS):
             lost = None if self._slates is None else self._slates.submit(answer)
+            if self._shadow is not None:
+                self._shadow.offer(answer)
         if lost is not None:
             request.progress.degrade(SIDE_EFFECTS, lost)
         return answer
+
+
+def _chosen(view: LiveView, query: Query, progress: Progress) -> LiveView:
+    """The view of the bundle that the arm names; the champion's while that bundle is not loaded."""
+    wanted = query.arm.bundle_id
+    found = view if wanted is None else view.of(wanted)
+    if found is None:
+        why = f"the bundle {wanted} of the arm {query.arm.name} is not loaded: the champion answers"
+        progress.degrade(RETRIEVE, why)
+    return found or view
 
 
 def _uniform(rows: RankedRows, eligible: int) -> RankedRows:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from features.events import ID_PATTERN, MAX_ID_BYTES
 from serving import ranking_pb2
-from serving.arms import ARMS, DEFAULT_ARM
+from serving.arms import MILLRACE, Arm
+from serving.experiments import NO_EXPERIMENTS, Experiments
 
 MAX_COUNT = 500
 MAX_ITEM_IDS = 10_000
@@ -49,21 +50,22 @@ class Query:
     count: int
     explore: bool = True
     rules: ItemRules = ItemRules()
-    arm: str = DEFAULT_ARM
+    arm: Arm = MILLRACE
     explain: bool = False
     item_ids: tuple[str, ...] | None = None
 
 
-def recommend_query(request: ranking_pb2.RecommendRequest, request_id: str) -> Query:
+def recommend_query(
+    request: ranking_pb2.RecommendRequest, request_id: str, experiments: Experiments = NO_EXPERIMENTS
+) -> Query:
     """Checks a Recommend request. Raises `RequestError` naming the field, what was got and what is allowed."""
     if request.count > MAX_COUNT:
         raise RequestError("count", request.count, f"0 to {MAX_COUNT}")
-    if request.experiment_arm and request.experiment_arm not in ARMS:
-        raise RequestError("experiment_arm", request.experiment_arm, "empty or one of " + ", ".join(sorted(ARMS)))
     rules = request.filter
+    user_id = _text("user_id", request.user_id, MAX_ID_BYTES)
     return Query(
         request_id=request_id,
-        user_id=_text("user_id", request.user_id, MAX_ID_BYTES),
+        user_id=user_id,
         surface=_text("surface", request.surface, MAX_SURFACE) or DEFAULT_SURFACE,
         device=_text("device", request.device, MAX_DEVICE),
         language=_language(request.locale),
@@ -75,26 +77,36 @@ def recommend_query(request: ranking_pb2.RecommendRequest, request_id: str) -> Q
             categories=_ids("filter.categories", rules.categories, MAX_CATEGORIES),
             block_categories=_ids("filter.block_categories", rules.block_categories, MAX_CATEGORIES),
         ),
-        arm=request.experiment_arm or DEFAULT_ARM,
+        arm=_arm(request.experiment_arm, user_id, experiments),
         explain=request.explain,
     )
 
 
-def rank_query(request: ranking_pb2.RankRequest, request_id: str) -> Query:
+def rank_query(request: ranking_pb2.RankRequest, request_id: str, experiments: Experiments = NO_EXPERIMENTS) -> Query:
     """Checks a Rank request. Raises `RequestError` naming the field, what was got and what is allowed."""
     _ids("item_ids", request.item_ids, MAX_ITEM_IDS)
     distinct = tuple(dict.fromkeys(request.item_ids))
+    user_id = _text("user_id", request.user_id, MAX_ID_BYTES)
     return Query(
         request_id=request_id,
-        user_id=_text("user_id", request.user_id, MAX_ID_BYTES),
+        user_id=user_id,
         surface=_text("surface", request.surface, MAX_SURFACE) or DEFAULT_SURFACE,
         device=_text("device", request.device, MAX_DEVICE),
         language=_language(request.locale),
         count=len(distinct),
         explore=False,
+        arm=_arm("", user_id, experiments),
         explain=request.explain,
         item_ids=distinct,
     )
+
+
+def _arm(asked: str, user_id: str, experiments: Experiments) -> Arm:
+    if not asked:
+        return experiments.assigned(user_id)
+    if (arm := experiments.arms.get(asked)) is None:
+        raise RequestError("experiment_arm", asked, "empty or one of " + ", ".join(sorted(experiments.arms)))
+    return arm
 
 
 def _text(field: str, value: str, max_length: int) -> str:
