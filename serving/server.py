@@ -27,6 +27,7 @@ from features.names import Topics
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
+from serving.decoding import UndecodableRequests
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
@@ -131,7 +132,7 @@ class Server:
         config = self._config
         # Without this a second server would share the port silently and take half of the requests.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=options, interceptors=(UndecodableRequests(),))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
