@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from serving.rerank import RerankConfig
 
@@ -81,4 +81,9 @@ def changed_rerank(changes: Mapping[str, Any], base: RerankConfig) -> RerankConf
     known = [each.name for each in fields(RerankConfig)]
     if unknown := sorted(set(changes) - set(known)):
         raise ValueError(f"unknown rerank setting {', '.join(unknown)}; allowed: {', '.join(known)}")
-    return _RERANK.validate_python({**_RERANK.dump_python(base), **changes})
+    try:
+        return _RERANK.validate_python({**_RERANK.dump_python(base), **changes})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(["rerank", *map(str, first["loc"])])
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')} (got {dict(changes)})") from None

@@ -10,12 +10,13 @@ from threading import Event, Thread
 
 import numpy as np
 
-from models.bundle import CHAMPION, MANIFEST, Bundle, BundleError
+from models.bundle import CHAMPION, MANIFEST, Bundle, BundleError, loaded
 from models.champions import Champions, read_champions
 from models.history import user_history
+from models.refusal import RefusalError
 from models.sources.base import RetrievalRequest
 from serving.experiments import NO_EXPERIMENTS, Experiments
-from serving.experiments_file import ExperimentsError, read_experiments
+from serving.experiments_file import read_experiments
 from serving.live import Live
 from serving.rerank import RerankConfig
 from serving.score import score
@@ -161,7 +162,7 @@ class BundleWatcher:
             self._file_stamp = stamp
             try:
                 now = self._taken(NO_EXPERIMENTS if stamp is None else read_experiments(file, self._rerank))
-            except (ExperimentsError, BundleError) as error:
+            except RefusalError as error:
                 self.experiments_refused += 1
                 _log.error("experiments refused, the old ones go on: %s", error)
         elif any(self._manifest_stamp(bundle_id) != tried for bundle_id, tried in self._missing.items()):
@@ -201,9 +202,7 @@ class BundleWatcher:
     def _load(self, bundle_id: str) -> Bundle:
         """The bundle, verified and warm. Raises `BundleError`."""
         if bundle_id not in self._loaded:
-            bundle = Bundle.load(self._bundles_dir / bundle_id, self._threads)
-            if bundle.bundle_id != bundle_id:
-                raise BundleError(f"bundle {bundle.path}: its manifest says {bundle.bundle_id}; copy the bundle again.")
+            bundle = loaded(self._bundles_dir, bundle_id, self._threads)
             warm_up(self._live.preview(bundle))
             self._loaded[bundle_id] = bundle
         return self._loaded[bundle_id]

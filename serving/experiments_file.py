@@ -3,14 +3,14 @@
 infra/serving/experiments.toml is a documented example.
 """
 
-import tomllib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from models.configuration import read_configuration
 from models.refusal import RefusalError
 from models.sources import SOURCE_TYPES
 from models.value import checked_weights
@@ -21,12 +21,10 @@ from serving.traffic import TrafficError, arm_of_bucket, buckets
 
 MAX_QUOTA = 1_000
 MAX_EXPERIMENTS = 32
+MAX_BUNDLES = 6
+"""Distinct bundles that one file may name: each is held in memory, with item features of its own."""
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _BUNDLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-
-
-class ExperimentsError(RefusalError):
-    """A file that cannot be used, in one sentence: where, what was got, what is allowed."""
 
 
 class _Table(BaseModel):
@@ -125,18 +123,13 @@ class ExperimentsTable(_Table):
 def read_experiments(file: Path, rerank: RerankConfig | None = None) -> Experiments:
     """The experiments of a file; `rerank` is the service's own settings, which arms change.
 
-    Raises `ExperimentsError` with one sentence. Whether the bundles are there is not looked at.
+    Raises `RefusalError` with one sentence. Whether the bundles are there is not looked at.
     """
-    try:
-        table = ExperimentsTable.model_validate(tomllib.loads(file.read_text()))
-    except ValidationError as error:
-        raise ExperimentsError(f"{file}: {_first(error)}; correct the file.") from None
-    except (OSError, ValueError) as error:
-        raise ExperimentsError(f"{file} cannot be read: {error}; give a TOML file.") from None
+    table = read_configuration(ExperimentsTable, file, "experiments")
     try:
         return _experiments(table, rerank or RerankConfig())
     except ValueError as error:
-        raise ExperimentsError(f"{file}: {error}; correct the file.") from None
+        raise RefusalError(f"experiments {file}: {error}; correct the file.") from None
 
 
 def _experiments(table: ExperimentsTable, rerank: RerankConfig) -> Experiments:
@@ -144,11 +137,14 @@ def _experiments(table: ExperimentsTable, rerank: RerankConfig) -> Experiments:
     holdout, shadow = table.holdout, table.shadow
     _distinct("the name of two experiments", [experiment.name for experiment in table.experiments])
     _distinct("the salt of two draws", salts + ([holdout.salt] if holdout else []))
-    return Experiments(
+    found = Experiments(
         declared=tuple(_experiment(each, rerank) for each in table.experiments),
         holdout=None if holdout is None else Holdout(salt=holdout.salt, buckets=_buckets("holdout", holdout.share)),
         shadow=None if shadow is None else Shadow(bundle_id=shadow.bundle, buckets=_buckets("shadow", shadow.share)),
     )
+    if len(found.bundle_ids) > MAX_BUNDLES:
+        raise ValueError(f"got {len(found.bundle_ids)} bundles; allowed: at most {MAX_BUNDLES}")
+    return found
 
 
 def _experiment(table: ExperimentTable, rerank: RerankConfig) -> Experiment:
@@ -157,8 +153,6 @@ def _experiment(table: ExperimentTable, rerank: RerankConfig) -> Experiment:
     _distinct(f"{where}: the name of two arms", names)
     try:
         arms = tuple(arm.arm(table.name, rerank) for arm in table.arms)
-    except ValidationError as error:
-        raise ValueError(f"{where}: rerank.{_first(error)}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     shares = [_buckets(f"{where}: arm {arm.name}", arm.share) for arm in table.arms]
@@ -192,11 +186,3 @@ def _buckets(where: str, share: float) -> int:
 
 def _ms(instant: datetime | None) -> int | None:
     return None if instant is None else round(instant.timestamp() * 1000)
-
-
-def _first(error: ValidationError) -> str:
-    """The first of the errors: where, what is wrong, what was got."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    got = "" if first["type"] in ("extra_forbidden", "missing") else f" (got {str(first['input'])[:80]!r})"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}{got}".removeprefix(": ")

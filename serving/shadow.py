@@ -98,7 +98,6 @@ class ShadowScorer:
             raise ValueError(f"{int((~np.isfinite(challenger_C)).sum())} of the challenger's scores are not finite")
         correlation = rank_correlation(champion_C, challenger_C)
         overlap = top_overlap(champion_C, challenger_C, len(answer.rows.row_S))
-        self._metrics.shadow.labels("scored").inc()
         self._metrics.shadow_seconds.observe(seconds)
         for histogram, value in (
             (self._metrics.shadow_rank_correlation, correlation),
@@ -106,6 +105,7 @@ class ShadowScorer:
         ):
             if value is not None:
                 histogram.observe(value)
+        self._metrics.shadow.labels("scored").inc()
         _log.debug(
             "shadow: %s agrees with %s by %s, top overlap %s, in %.1f ms",
             challenger.bundle.bundle_id,

@@ -47,7 +47,7 @@ def arm_of_bucket(name_A: Sequence[str], share_A: Sequence[int], start_A: Sequen
     if sum(share_A) > BUCKETS:
         raise TrafficError(f"the shares sum to {sum(share_A) / BUCKETS}; allowed: at most 1")
     if start_A and start_A[0] is not None:
-        raise TrafficError(f"{name_A[0]} is the control, being first, and takes what the others leave; remove its start")
+        raise TrafficError(f"{name_A[0]}, the first arm, is the control and takes what others leave; remove its start")
     arm_of = [UNASSIGNED] * BUCKETS
     for arm in range(1, len(share_A)):
         given = start_A[arm]
