@@ -3,6 +3,8 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
+_CORRELATION = (-0.5, 0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+_OVERLAP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _AGE_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400)
 
 
@@ -84,6 +86,41 @@ class Metrics:
         )
         self.bundles_refused = Gauge(
             "ranking_bundles_refused", "Promotions refused since the start.", registry=self.registry
+        )
+        self.bundles_loaded = Gauge("ranking_bundles_loaded", "Bundles in memory.", registry=self.registry)
+        self.on_earlier_champion = Gauge(
+            "ranking_on_earlier_champion",
+            "1 while another bundle answers than champion.json names, since that one cannot be served.",
+            registry=self.registry,
+        )
+        self.arms = Counter(
+            "ranking_arm_answers", "Answers by experiment arm.", ["experiment_arm"], registry=self.registry
+        )
+        self.experiments_refused = Gauge(
+            "ranking_experiments_refused",
+            "Experiments files and bundles of theirs refused since the start.",
+            registry=self.registry,
+        )
+        self.shadow = Counter(
+            "ranking_shadow",
+            "Answers drawn for the challenger by fate: scored, skipped, failed.",
+            ["fate"],
+            registry=self.registry,
+        )
+        self.shadow_seconds = Histogram(
+            "ranking_shadow_seconds", "Time of the challenger's scoring.", buckets=_SECONDS, registry=self.registry
+        )
+        self.shadow_rank_correlation = Histogram(
+            "ranking_shadow_rank_correlation",
+            "Spearman's rho of the champion's and the challenger's scores of a request's candidates.",
+            buckets=_CORRELATION,
+            registry=self.registry,
+        )
+        self.shadow_top_overlap = Histogram(
+            "ranking_shadow_top_overlap",
+            "Share of the champion's best k that are among the challenger's, k being the slate's length.",
+            buckets=_OVERLAP,
+            registry=self.registry,
         )
         self.catalogue_items = Gauge("ranking_catalogue_items", "Items of the live catalogue.", registry=self.registry)
         self.snapshot_age_seconds = Gauge(

@@ -37,6 +37,7 @@ from serving.rule_index import unknown_names
 from serving.rules import RulesError
 from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
+from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
 from serving.users import UserReader
@@ -71,6 +72,8 @@ class ServerConfig:
     workers: int = 2
     """Threads that run the pipeline: one a core."""
     ranker_threads: int = 1
+    experiments: Path | None = None
+    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
 
 
 class StartError(RuntimeError):
@@ -86,7 +89,7 @@ class Server:
         self._metrics = Metrics()
         self._rules = _watched_rules(config.rules, self._metrics.rules.use)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
-        kafka = config.bootstrap_servers
+        kafka, settings = config.bootstrap_servers, PipelineConfig()
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
@@ -102,13 +105,18 @@ class Server:
             bundles_dir=config.bundles,
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
+            experiments_file=config.experiments,
+            clock_ms=clock_ms,
+            rerank=settings.rerank,
         )
+        self._shadow = ShadowScorer(self._metrics, busy=lambda: self._servicer.quiet_s() == 0.0)
         pipeline = Pipeline(
             users=self._users,
             slates=self._slates,
-            config=PipelineConfig(),
+            config=settings,
             clock_ms=clock_ms,
             rules=lambda: self._rules.rules,
+            shadow=self._shadow,
         )
         self._servicer = RankingServicer(
             pipeline=pipeline,
@@ -168,6 +176,9 @@ class Server:
                 self._metrics.rules.unknown.set(unknown_names(self._rules.rules, view.item_table))
             self._metrics.bundles_refused.set(self._watcher.refused)
             self._metrics.rules.refused.set(self._rules.refused)
+            self._metrics.bundles_loaded.set(len(self._watcher.loaded))
+            self._metrics.on_earlier_champion.set(self._watcher.on_earlier_champion)
+            self._metrics.experiments_refused.set(self._watcher.experiments_refused)
             self._metrics.records_refused.labels("items").set(self._live.items_refused)
             self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
             try:
@@ -186,6 +197,7 @@ class Server:
         self._rules.stop()
         self._upkeep.stop()
         self._servicer.close()
+        self._shadow.close()
         if self._slates is not None:
             self._slates.close()
         self._users.close()
@@ -247,6 +259,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
+    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
     topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
@@ -262,6 +275,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
+        experiments=got.experiments,
     )
     return config, got.log_level
 

@@ -5,6 +5,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 
 import grpc
@@ -12,6 +13,7 @@ import grpc
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
 from serving.answer import Answer, to_proto
+from serving.experiments import Experiments
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline
 from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
@@ -29,6 +31,7 @@ RETRY_AFTER_MS = 50
 """The hint to a caller that is shed."""
 
 Run = Callable[[LiveView, Query, Progress], Answer]
+Parse = Callable[[str, Experiments], Query]
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
@@ -55,18 +58,15 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
     ) -> pb.Slate:
         """A slate for a user."""
-        return await self._answer(
-            "Recommend", context, lambda id_: recommend_query(request, id_), self._pipeline.recommend
-        )
+        return await self._answer("Recommend", context, partial(recommend_query, request), self._pipeline.recommend)
 
     async def Rank(self, request: pb.RankRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
         """The caller's own items."""
-        run = self._pipeline.rank
-        return await self._answer("Rank", context, lambda request_id: rank_query(request, request_id), run)
+        return await self._answer("Rank", context, partial(rank_query, request), self._pipeline.rank)
 
     async def Similar(self, request: pb.SimilarRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
         """Items like an item."""
-        return await self._answer("Similar", context, lambda id_: similar_query(request, id_), self._pipeline.similar)
+        return await self._answer("Similar", context, partial(similar_query, request), self._pipeline.similar)
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
@@ -76,9 +76,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """Ends the worker threads; call it after the server has stopped."""
         self._threads.shutdown(wait=True)
 
-    async def _answer(
-        self, method: str, context: grpc.aio.ServicerContext, parse: Callable[[str], Query], run: Run
-    ) -> pb.Slate:
+    async def _answer(self, method: str, context: grpc.aio.ServicerContext, parse: Parse, run: Run) -> pb.Slate:
         started_s = self._last_request_s = perf_counter()
         if self._in_flight >= self._max_in_flight:
             self._metrics.shed.inc()
@@ -95,7 +93,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if left_s <= 0:
             await self._refuse(method, context, grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
         try:
-            query = parse(uuid.uuid4().hex)
+            query = parse(uuid.uuid4().hex, view.experiments)
         except RequestError as error:
             await self._refuse(method, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         progress = Progress(monotonic_s=perf_counter, deadline_s=started_s + left_s - ANSWER_RESERVE_S)
@@ -122,6 +120,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     def _count(self, method: str, slate: pb.Slate, progress: Progress, seconds: float) -> None:
         self._metrics.requests.labels(method, "OK").inc()
+        self._metrics.arms.labels(slate.experiment_arm).inc()
         self._metrics.request_seconds.labels(method).observe(seconds)
         self._metrics.candidates.observe(slate.candidates_scored)
         for stage, ms in progress.stage_ms.items():
