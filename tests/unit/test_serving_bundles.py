@@ -88,7 +88,7 @@ def watch(live: Live, tmp_path: Path, bundles: Bundles, clock: Clock) -> Callabl
         live=live,
         bundles_dir=tmp_path,
         threads=1,
-        on_switch=lambda _: None,
+        on_switch=lambda _id, _seconds: None,
         experiments_file=tmp_path / "experiments.toml",
         clock_ms=clock,
     )

@@ -207,7 +207,7 @@ MANY_BUNDLES = [f'[[experiments.arms]]\nname = "a{k}"\nshare = 0.01\nbundle = "b
         (ARM, ARM + "quotas = { als = -1 }", "quotas.als: input should be greater than or equal to 0"),
         (ARM, ARM + "value_weights = { joy = 3 }", "value weight for 'joy'; allowed heads: click, "),
         (ARM, ARM + "rerank = { epsilons = 3 }", "unknown rerank setting epsilons; allowed: "),
-        (ARM, ARM + "rerank = { epsilon = 3 }", "rerank.*epsilon=3.0.*allowed: epsilon in"),
+        (ARM, ARM + "rerank = { epsilon = 3 }", "rerank.*epsilon=3.0.*allowed: 0 to 1"),
         (ARM, ARM + 'rerank = { epsilon = "x" }', "experiment likes: rerank.epsilon: Input should be a valid number"),
         (ARM, ARM + ARM, "the name of two arms is 'more'"),
         (ARM, ARM + TWO_ARMS, "the name of two experiments is 'likes'"),
