@@ -8,7 +8,7 @@ Each stage has a limit within the caller's deadline and a fallback; what fell ba
 | retrieve | no further source once `score_reserve_ms` is all that is left | the other sources, popular, newest |
 | filter | in memory | none: without the user's state there is nothing seen or hidden to filter |
 | score | not begun with less than `min_score_ms` left | the retrieval's order |
-| rerank | not begun past the deadline | the order of the scores |
+| rerank | not begun past the deadline | the order of the scores, without pins |
 | side effects | never waits | counted, and named in the answer |
 
 C candidates, L items of the history, I items of the live table.
@@ -284,19 +284,25 @@ class Pipeline:
         pinned: tuple[PinnedItem, ...],
     ) -> RankedRows:
         query, progress = request.query, request.progress
+        fallback = by_score(scored.score_C, query.count)
         if not request.arm.reranked:
-            return by_score(scored.score_C, query.count)
+            return fallback
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
-            return by_score(scored.score_C, query.count)
-        effects = request.rules.effects(request.audience, item_index_C, pinned)
-        rows = rerank(
-            contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
-            query.count,
-            self._config.rerank,
-            draw_rng(query.request_id) if query.explore else None,
-            explain=query.explain,
-        )
+            return fallback
+        try:
+            effects = request.rules.effects(request.audience, item_index_C, pinned)
+            rows = rerank(
+                contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
+                query.count,
+                self._config.rerank,
+                draw_rng(query.request_id) if query.explore else None,
+                explain=query.explain,
+            )
+        except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
+            _log.exception("the rerank failed", extra={"request_id": query.request_id})
+            progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
+            return fallback
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
         return rows
