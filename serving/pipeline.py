@@ -28,11 +28,11 @@ from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
 from serving.arms import ARMS, Arm
 from serving.arms import RANDOM as RANDOM_ARM
-from serving.contend import contenders
 from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
 from serving.paging import ItemHashes
 from serving.query import Query
 from serving.rerank import RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
 from serving.rules import NO_RULES, Audience, Rules
@@ -284,12 +284,11 @@ class Pipeline:
         pinned: tuple[PinnedItem, ...],
     ) -> RankedRows:
         query, progress = request.query, request.progress
-        fallback = by_score(scored.score_C, query.count)
         if not request.arm.reranked:
-            return fallback
+            return by_score(scored.score_C, query.count)
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
-            return fallback
+            return by_score(scored.score_C, query.count)
         try:
             effects = request.rules.effects(request.audience, item_index_C, pinned)
             rows = rerank(
@@ -302,7 +301,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
             _log.exception("the rerank failed", extra={"request_id": query.request_id})
             progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
-            return fallback
+            return by_score(scored.score_C, query.count)
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
         return rows
