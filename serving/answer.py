@@ -42,7 +42,7 @@ class Answer:
     unknown_item_ids: tuple[str, ...] = ()
     next_page_token: str = ""
     rules_version: str = ""
-    """Of the rules file that applied; empty where rules do not apply."""
+    """Of the rules file in use when it was answered."""
 
     def item_id(self, row: int) -> str:
         """The id of the candidate in a row."""

@@ -7,8 +7,6 @@ from models.item_table import ItemTable
 from serving.bundles import BundleWatcher
 from serving.live import Live
 from serving.metrics import Metrics
-from serving.rule_index import unknown_names
-from serving.rules_watch import RulesWatcher
 from serving.upkeep import Upkeep
 
 
@@ -31,7 +29,6 @@ class Gauges:
         live: Live,
         watcher: BundleWatcher,
         upkeep: Upkeep,
-        rules: RulesWatcher,
         slates: Connection | None,
         clock_ms: Callable[[], int],
     ) -> None:
@@ -39,7 +36,6 @@ class Gauges:
         self._live = live
         self._watcher = watcher
         self._upkeep = upkeep
-        self._rules = rules
         self._slates = slates
         self._clock_ms = clock_ms
         self._catalogue: ItemTable | None = None
@@ -55,8 +51,6 @@ class Gauges:
             metrics.catalogue_items.set(len(view.item_table))
             metrics.catalogue_age_seconds.set((now_ms - self._catalogue_since_ms) / 1000)
             metrics.snapshot_age_seconds.set((now_ms - view.snapshot_instant_ms) / 1000)
-            metrics.rules.unknown.set(unknown_names(self._rules.rules, view.item_table))
-        metrics.rules.refused.set(self._rules.refused)
         metrics.bundles_refused.set(self._watcher.refused)
         metrics.bundles_loaded.set(len(self._watcher.loaded))
         metrics.on_earlier_champion.set(self._watcher.on_earlier_champion)

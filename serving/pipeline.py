@@ -8,7 +8,7 @@ Each stage has a limit within the caller's deadline and a fallback; what fell ba
 | retrieve | no further source once `score_reserve_ms` is all that is left | the other sources, popular, newest |
 | filter | in memory | none: without the user's state there is nothing seen or hidden to filter |
 | score | not begun with less than `min_score_ms` left | the retrieval's order |
-| rerank | not begun past the deadline | the order of the scores |
+| rerank | not begun past the deadline | the order of the scores, without pins |
 | side effects | never waits | counted, and named in the answer |
 
 C candidates, L items of the history, I items of the live table.
@@ -27,11 +27,11 @@ from models.item_table import UNKNOWN, Int32s
 from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
 from serving.arms import Arm
-from serving.contend import contenders
 from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
 from serving.paging import ItemHashes
 from serving.query import Query
 from serving.rerank import RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
 from serving.rules import NO_RULES, Audience, Rules
@@ -301,14 +301,19 @@ class Pipeline:
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
             return by_score(scored.score_C, query.count)
-        effects = request.rules.effects(request.audience, item_index_C, pinned)
-        rows = rerank(
-            contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
-            query.count,
-            request.arm.rerank or self._config.rerank,
-            draw_rng(query.request_id) if query.explore else None,
-            explain=query.explain,
-        )
+        try:
+            effects = request.rules.effects(request.audience, item_index_C, pinned)
+            rows = rerank(
+                contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
+                query.count,
+                request.arm.rerank or self._config.rerank,
+                draw_rng(query.request_id) if query.explore else None,
+                explain=query.explain,
+            )
+        except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
+            _log.exception("the rerank failed", extra={"request_id": query.request_id})
+            progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
+            return by_score(scored.score_C, query.count)
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
         return rows

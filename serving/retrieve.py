@@ -1,7 +1,7 @@
 """Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,15 +94,20 @@ def of_request(item_index_C: Int32s) -> Retrieved:
 def _candidates(
     sources: Mapping[str, Source], name: str, request: RetrievalRequest, quota: int, progress: Progress
 ) -> Candidates | None:
-    started_s = progress.monotonic_s()
     if name == RANDOM:
         return top(request.rng.random(len(request.item_table)), request.allowed_I, quota)
     if name not in sources:
         progress.degrade(RETRIEVE, f"the bundle has no source {name}")
-        progress.asked(name, "absent", started_s)
+        progress.asked(name, "absent", progress.monotonic_s())
         return None
+    return ask(name, lambda: sources[name].candidates(request, quota), progress)
+
+
+def ask(name: str, source: Callable[[], Candidates], progress: Progress) -> Candidates | None:
+    """What a source proposes; None, and the stage degrades, where it fails."""
+    started_s = progress.monotonic_s()
     try:
-        found = sources[name].candidates(request, quota)
+        found = source()
     except Exception as error:  # noqa: BLE001 - one source's failure must not fail the answer
         progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}")
         progress.asked(name, "failed", started_s)

@@ -35,6 +35,7 @@ from serving.logs import log_as_json
 from serving.metrics import Metrics
 from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
+from serving.rule_index import unknown_names
 from serving.rules import RulesError
 from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
@@ -96,7 +97,7 @@ class Server:
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
         self._metrics = Metrics()
-        self._rules = _watched_rules(config.rules, self._metrics.rules.use)
+        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka, settings = config.bootstrap_servers, PipelineConfig()
         self._users = UserReader(self._open_store, perf_counter)
@@ -139,7 +140,6 @@ class Server:
             live=self._live,
             watcher=self._watcher,
             upkeep=self._upkeep,
-            rules=self._rules,
             slates=self._slates,
             clock_ms=clock_ms,
         )
@@ -190,10 +190,16 @@ class Server:
                 serving = True
                 await self._set_health(health_pb2.HealthCheckResponse.SERVING)
             self._gauges.refresh()
+            self._count_rules()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
                 continue
+
+    def _count_rules(self) -> None:
+        self._metrics.rules_refused.set(self._rules.refused)
+        if (view := self._live.view) is not None:
+            self._metrics.rules_unknown_names.set(unknown_names(self._rules.rules, view.item_table))
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         _log.info("draining for at most %.0f s", DRAIN_S)

@@ -59,13 +59,13 @@ class Progress:
     """When the answer must be on its way, on that clock."""
     degraded: list[Degradation] = field(default_factory=list)
     stage_ms: dict[str, float] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    """In the order in which they ended; a stage may have several."""
+    source_calls: list[SourceCall] = field(default_factory=list)
     filtered: Mapping[str, int] = field(default_factory=dict)
     """Items of the catalogue that each reason left out (`serving.filters.REASONS`)."""
     placed: Mapping[str, int] = field(default_factory=dict)
     """Positions of the slate that were "explored" or "pinned", and candidates that were "deduplicated"."""
-    blocks: list[Block] = field(default_factory=list)
-    """In the order in which they ended; a stage may have several."""
-    source_calls: list[SourceCall] = field(default_factory=list)
 
     def remaining_ms(self) -> float:
         """Milliseconds to the deadline; negative past it."""

@@ -17,7 +17,6 @@ from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
-from serving.rules_watch import RulesWatcher
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
 from tests.conftest import wait_for
@@ -171,7 +170,6 @@ def test_gauges_follow_the_parts(bundle: Bundle) -> None:
         live=live,
         watcher=watcher,  # type: ignore[arg-type]
         upkeep=upkeep,  # type: ignore[arg-type]
-        rules=RulesWatcher(None, lambda _: None),
         slates=slates,  # type: ignore[arg-type]
         clock_ms=lambda: now[0],
     )

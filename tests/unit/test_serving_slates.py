@@ -177,6 +177,13 @@ def test_of_versions_one_is_on_a_page(view: LiveView, rules: Callable[[str], Rul
     assert len(ids) == 10 and [item_id for item_id in ids if item_id in ("art01", "art02", "art05")] == ["art01"]
 
 
+def test_a_rerank_that_breaks_leaves_the_order_of_the_scores(view: LiveView) -> None:
+    slate = _recommend(replace(view, item_IF=view.item_IF[:, :0]), _pipeline(), explain=True)
+    assert [note.stage for note in slate.degraded] == ["score", "rerank"], "the ranker needs the features, too"
+    assert slate.degraded[1].reason.startswith("it failed (IndexError)")
+    assert [item.explanation.rank_by_score for item in slate.items] == list(range(10))
+
+
 # Pages.
 
 
