@@ -36,7 +36,7 @@ def similar_items(
             by_source[name] = found
     if by_source:
         return Retrieved(merged=merge(by_source), by_source=by_source)
-    why = "the catalogue does not know the item" if item_index is None else "no other item is like it"
+    why = "the catalogue does not know the item" if item_index is None else "no other eligible item is like it"
     progress.degrade(RETRIEVE, f"{why}: items are in the order of popularity")
     return retrieve(sources, request, POPULAR, wanted, 0.0, progress)
 
