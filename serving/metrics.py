@@ -52,6 +52,16 @@ class Metrics:
         self.bundles_refused = Gauge(
             "ranking_bundles_refused", "Promotions refused since the start.", registry=self.registry
         )
+        self.catalogue_items = Gauge("ranking_catalogue_items", "Items of the live catalogue.", registry=self.registry)
+        self.snapshot_age_seconds = Gauge(
+            "ranking_item_snapshot_age_seconds", "Age of the item features.", registry=self.registry
+        )
+        self.records_refused = Gauge(
+            "ranking_records_refused", "Records of a topic that break its contract.", ["topic"], registry=self.registry
+        )
+        self._add_experiments()
+
+    def _add_experiments(self) -> None:
         self.bundles_loaded = Gauge("ranking_bundles_loaded", "Bundles in memory.", registry=self.registry)
         self.on_earlier_champion = Gauge(
             "ranking_on_earlier_champion",
@@ -86,13 +96,6 @@ class Metrics:
             "Share of the champion's best k that are among the challenger's, k being the slate's length.",
             buckets=_OVERLAP,
             registry=self.registry,
-        )
-        self.catalogue_items = Gauge("ranking_catalogue_items", "Items of the live catalogue.", registry=self.registry)
-        self.snapshot_age_seconds = Gauge(
-            "ranking_item_snapshot_age_seconds", "Age of the item features.", registry=self.registry
-        )
-        self.records_refused = Gauge(
-            "ranking_records_refused", "Records of a topic that break its contract.", ["topic"], registry=self.registry
         )
 
     def serve(self, port: int) -> None:
