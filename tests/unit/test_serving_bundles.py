@@ -1,5 +1,6 @@
 """Several bundles at once: which answers, how one takes the place of another, and what a challenger says of it."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def watch(live: Live, tmp_path: Path, bundles: Bundles, clock: Clock) -> Callable[[], BundleWatcher]:
-    """Makes watchers over copies by link of the three bundles, so that a test may spoil its own."""
+    """Makes watchers over copies of the three bundles, so that a test may spoil its own."""
     for bundle_id in (bundles.first, bundles.weighted, bundles.smaller):
-        _copy(bundles.directory / bundle_id, tmp_path / bundle_id)
+        shutil.copytree(bundles.directory / bundle_id, tmp_path / bundle_id)
     return lambda: BundleWatcher(
         live=live,
         bundles_dir=tmp_path,
@@ -92,12 +93,6 @@ def watch(live: Live, tmp_path: Path, bundles: Bundles, clock: Clock) -> Callabl
         experiments_file=tmp_path / "experiments.toml",
         clock_ms=clock,
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    import shutil
-
-    shutil.copytree(source, target)
 
 
 def _pipeline(shadow: ShadowScorer | None = None, rerank: RerankConfig | None = None) -> Pipeline:
@@ -424,7 +419,6 @@ def test_a_challenger_that_fails_is_counted(
 ) -> None:
     _challenge(watch, bundles, tmp_path, bundles.weighted)
     assert live.view is not None
-    live.view.beside[bundles.weighted].bundle.sources.clear()
     object.__setattr__(live.view.beside[bundles.weighted].bundle, "ranker", None)
     _answer(live.view, pipeline=_pipeline(shadowed.scorer))
     wait_for(lambda: shadowed.metric('ranking_shadow_total{fate="failed"}') == 1, "the failure's count")
@@ -438,6 +432,7 @@ def test_only_the_share_of_the_champions_ranked_answers_is_drawn(
     assert live.view is not None
     for arm in (
         Arm(name="p", quotas={"popular": 9}, ranked=False),
+        Arm(name="v", quotas=MILLRACE.quotas, value_weights={"click": 9.0}),
         Arm(name="w", quotas={}, bundle_id=bundles.weighted),
     ):
         _answer(live.view, arm, pipeline)
