@@ -81,7 +81,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def watch(live: Live, tmp_path: Path, bundles: Bundles, clock: Clock) -> Callable[[], BundleWatcher]:
+def published() -> list[set[str]]:
+    """The arms of the experiments at each change of the champion."""
+    return []
+
+
+@pytest.fixture
+def watch(
+    live: Live, tmp_path: Path, bundles: Bundles, clock: Clock, published: list[set[str]]
+) -> Callable[[], BundleWatcher]:
     """Makes watchers over copies of the three bundles, so that a test may spoil its own."""
     for bundle_id in (bundles.first, bundles.weighted, bundles.smaller):
         shutil.copytree(bundles.directory / bundle_id, tmp_path / bundle_id)
@@ -89,7 +97,7 @@ def watch(live: Live, tmp_path: Path, bundles: Bundles, clock: Clock) -> Callabl
         live=live,
         bundles_dir=tmp_path,
         threads=1,
-        on_switch=lambda _: None,
+        on_switch=lambda _: published.append(_arms(live)),
         experiments_file=tmp_path / "experiments.toml",
         clock_ms=clock,
     )
@@ -327,6 +335,15 @@ def test_at_the_start_an_arm_without_its_bundle_falls_back_until_it_comes(
     assert _answer(live.view, arm).view.bundle.bundle_id == bundles.smaller
 
 
+def test_the_first_answer_is_of_the_users_arm_already(
+    live: Live, bundles: Bundles, tmp_path: Path, watch: Callable[[], BundleWatcher], published: list[set[str]]
+) -> None:
+    promote(tmp_path, bundles.first)
+    _write(tmp_path, _experiments(bundles.smaller))
+    watch().look()
+    assert published == [{"e/control", "e/new"}]
+
+
 def test_experiments_begin_and_end_by_the_clock(
     watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path, clock: Clock
 ) -> None:
@@ -424,23 +441,36 @@ def test_a_challenger_that_fails_is_counted(
     wait_for(lambda: shadowed.metric('ranking_shadow_total{fate="failed"}') == 1, "the failure's count")
 
 
-def test_only_the_share_of_the_champions_ranked_answers_is_drawn(
-    watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path, shadowed: Shadowed
+class Recorded(ShadowScorer):
+    """Keeps which answers come to be scored."""
+
+    def _score(self, answer: Answer, challenger: LiveView) -> None:
+        self.__dict__.setdefault("got", []).append((answer.query.request_id, answer.arm.name))
+
+
+def test_only_the_share_of_the_champions_own_slates_is_drawn(
+    watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path
 ) -> None:
     _challenge(watch, bundles, tmp_path, bundles.weighted, share=0.25)
-    pipeline = _pipeline(shadowed.scorer)
-    assert live.view is not None
-    for arm in (
-        Arm(name="p", quotas={"popular": 9}, ranked=False),
-        Arm(name="v", quotas=MILLRACE.quotas, value_weights={"click": 9.0}),
-        Arm(name="w", quotas={}, bundle_id=bundles.weighted),
-    ):
-        _answer(live.view, arm, pipeline)
-    drawn = {f"r{k}" for k in range(40) if live.view.experiments.shadow and live.view.experiments.shadow.takes(f"r{k}")}
-    assert 2 < len(drawn) < 20
-    for k in range(40):
-        _answer(live.view, pipeline=pipeline, request=f"r{k}")
-    wait_for(lambda: shadowed.metric("ranking_shadow_total{") == len(drawn), "the draws")
+    assert live.view is not None and (shadow := live.view.experiments.shadow) is not None
+    draws = {f"r{k}": shadow.takes(f"r{k}") for k in range(400)}
+    assert sum(draws.values()) == pytest.approx(100, abs=40)
+    drawn, other = (next(request for request, taken in draws.items() if taken is which) for which in (True, False))
+    scorer = Recorded(Metrics(), busy=lambda: False)
+    pipeline = _pipeline(scorer)
+    try:
+        for arm in (
+            Arm(name="p", quotas={"popular": 9}, ranked=False),
+            Arm(name="v", quotas=MILLRACE.quotas, value_weights={"click": 9.0}),
+            Arm(name="w", quotas=MILLRACE.quotas, bundle_id=bundles.weighted),
+        ):
+            _answer(live.view, arm, pipeline, drawn)
+        for request in (other, drawn):
+            _answer(live.view, MILLRACE, pipeline, request)
+        wait_for(lambda: (drawn, "millrace") in vars(scorer).get("got", []), "the last answer")
+        assert vars(scorer)["got"] == [(drawn, "millrace")]
+    finally:
+        scorer.close()
 
 
 def test_agreement_is_spearmans_rho_and_the_overlap_of_the_best() -> None:
