@@ -444,19 +444,24 @@ def test_a_challenger_that_fails_is_counted(
 class Recorded(ShadowScorer):
     """Keeps which answers come to be scored."""
 
-    def _score(self, answer: Answer, challenger: LiveView) -> None:
-        self.__dict__.setdefault("got", []).append((answer.query.request_id, answer.arm.name))
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str]] = []
+        super().__init__(Metrics(), busy=lambda: False)
+
+    def _score(self, answer: Answer, *_: LiveView) -> None:
+        self.got.append((answer.query.request_id, answer.arm.name))
 
 
 def test_only_the_share_of_the_champions_own_slates_is_drawn(
     watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path
 ) -> None:
     _challenge(watch, bundles, tmp_path, bundles.weighted, share=0.25)
-    assert live.view is not None and (shadow := live.view.experiments.shadow) is not None
-    draws = {f"r{k}": shadow.takes(f"r{k}") for k in range(400)}
+    assert live.view is not None and live.view.experiments.shadow is not None
+    takes = live.view.experiments.shadow.takes
+    draws = {f"r{k}": takes(f"r{k}") for k in range(400)}
     assert sum(draws.values()) == pytest.approx(100, abs=40)
     drawn, other = (next(request for request, taken in draws.items() if taken is which) for which in (True, False))
-    scorer = Recorded(Metrics(), busy=lambda: False)
+    scorer = Recorded()
     pipeline = _pipeline(scorer)
     try:
         for arm in (
@@ -467,8 +472,8 @@ def test_only_the_share_of_the_champions_own_slates_is_drawn(
             _answer(live.view, arm, pipeline, drawn)
         for request in (other, drawn):
             _answer(live.view, MILLRACE, pipeline, request)
-        wait_for(lambda: (drawn, "millrace") in vars(scorer).get("got", []), "the last answer")
-        assert vars(scorer)["got"] == [(drawn, "millrace")]
+        wait_for(lambda: (drawn, "millrace") in scorer.got, "the last answer")
+        assert scorer.got == [(drawn, "millrace")]
     finally:
         scorer.close()
 
