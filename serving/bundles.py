@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from threading import Event, Thread
+from time import perf_counter
 
 import numpy as np
 
@@ -52,12 +53,15 @@ class BundleWatcher:
         live: Live,
         bundles_dir: Path,
         threads: int,
-        on_switch: Callable[[str], None],
+        on_switch: Callable[[str, float], None],
         experiments_file: Path | None = None,
         clock_ms: Callable[[], int] = lambda: 0,
         rerank: RerankConfig | None = None,
     ) -> None:
-        """`clock_ms` tells which experiments run; `rerank` is what arms change."""
+        """`on_switch` is told the bundle that answers from now on and how many seconds it took to get there.
+
+        `clock_ms` tells which experiments run; `rerank` is what arms change.
+        """
         self._live = live
         self._bundles_dir = bundles_dir
         self._threads = threads
@@ -151,10 +155,11 @@ class BundleWatcher:
         now = self._live.bundle_id
         if bundle_id == now:
             return
+        started_s = perf_counter()
         self._live.switch(self._load(bundle_id))
         self._before = now
         _log.info("bundle %s answers from now on", bundle_id)
-        self._on_switch(bundle_id)
+        self._on_switch(bundle_id, perf_counter() - started_s)
 
     def _look_at_experiments(self) -> None:
         file = self._experiments_file

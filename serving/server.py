@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -28,16 +28,21 @@ from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
+from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
+from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.service import RankingServicer
 from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
 from serving.users import UserReader
+
+if TYPE_CHECKING:
+    from serving.tracing import OtlpTracer
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +72,12 @@ class ServerConfig:
     workers: int = 2
     """Threads that run the pipeline: one a core."""
     ranker_threads: int = 1
+    otlp_endpoint: str | None = None
+    """`host:port` of an OpenTelemetry collector; None: no traces."""
+    trace_ratio: float = 0.05
+    """Share of requests that are traced, among those whose caller has not decided."""
+    slow_request_ms: int = 100
+    """Requests that take so long are logged."""
     experiments: Path | None = None
     """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
 
@@ -80,7 +91,6 @@ class Server:
 
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
-        self._clock_ms = clock_ms
         self._metrics = Metrics()
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka, settings = config.bootstrap_servers, PipelineConfig()
@@ -114,6 +124,15 @@ class Server:
             max_in_flight=config.max_in_flight,
             workers=config.workers,
         )
+        self._gauges = Gauges(
+            metrics=self._metrics,
+            live=self._live,
+            watcher=self._watcher,
+            upkeep=self._upkeep,
+            slates=self._slates,
+            clock_ms=clock_ms,
+        )
+        self._tracer = _tracer(config, self._metrics)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -132,7 +151,8 @@ class Server:
         config = self._config
         # Without this a second server would share the port silently and take half of the requests.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        server = grpc.aio.server(options=options, interceptors=(UndecodableRequests(),))
+        observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
+        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -154,19 +174,10 @@ class Server:
         """Turns health to SERVING with the first bundle and keeps the gauges, until it is time to stop."""
         serving = False
         while not self._stopping.is_set():
-            view = self._live.view
-            if view is not None:
-                if not serving:
-                    serving = True
-                    await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-                self._metrics.catalogue_items.set(len(view.item_table))
-                self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
-            self._metrics.bundles_refused.set(self._watcher.refused)
-            self._metrics.bundles_loaded.set(len(self._watcher.loaded))
-            self._metrics.on_earlier_champion.set(self._watcher.on_earlier_champion)
-            self._metrics.experiments_refused.set(self._watcher.experiments_refused)
-            self._metrics.records_refused.labels("items").set(self._live.items_refused)
-            self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
+            if not serving and self._live.view is not None:
+                serving = True
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._gauges.refresh()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
@@ -186,6 +197,8 @@ class Server:
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        if self._tracer is not None:
+            self._tracer.close()
         _log.info("stopped")
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
@@ -194,6 +207,15 @@ class Server:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
+    if config.otlp_endpoint is None:
+        return None
+    # Here, since OpenTelemetry is not needed without a collector.
+    from serving.tracing import OtlpTracer
+
+    return OtlpTracer(endpoint=config.otlp_endpoint, ratio=config.trace_ratio, metrics=metrics)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,6 +234,23 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number from 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number from 0 to 1")
+    return share
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: host:port, such as localhost:4317")
+    return text
 
 
 def _directory(text: str) -> Path:
@@ -236,6 +275,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
+    parser.add_argument(
+        "--otlp-endpoint", type=_address, help="HOST:PORT of an OTLP/gRPC collector (default: no traces)"
+    )
+    parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
+    parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
     parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
@@ -251,6 +295,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
+        otlp_endpoint=got.otlp_endpoint,
+        trace_ratio=got.trace_ratio,
+        slow_request_ms=got.slow_request_ms,
         experiments=got.experiments,
     )
     return config, got.log_level

@@ -97,7 +97,7 @@ def watch(
         live=live,
         bundles_dir=tmp_path,
         threads=1,
-        on_switch=lambda _: published.append(_arms(live)),
+        on_switch=lambda *_: published.append(_arms(live)),
         experiments_file=tmp_path / "experiments.toml",
         clock_ms=clock,
     )
