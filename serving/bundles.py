@@ -58,7 +58,8 @@ class BundleWatcher:
         clock_ms: Callable[[], int] = lambda: 0,
         rerank: RerankConfig | None = None,
     ) -> None:
-        """`on_switch` is told the bundle that answers from now on and how many seconds it took to get there;
+        """`on_switch` is told the bundle that answers from now on and how many seconds it took to get there.
+
         `clock_ms` tells which experiments run; `rerank` is what arms change.
         """
         self._live = live
@@ -105,9 +106,10 @@ class BundleWatcher:
 
     def look(self) -> None:
         """Takes over what has changed on disk since the last look, and starts and ends experiments that are due."""
+        if self._experiments is None:  # so that users are in their arms from the first answer on
+            self._look_at_experiments()
         self._look_at_champion()
-        if self._experiments_file is not None:
-            self._look_at_experiments(self._experiments_file)
+        self._look_at_experiments()
         self._let_go()
 
     def _look_at_champion(self) -> None:
@@ -159,7 +161,10 @@ class BundleWatcher:
         _log.info("bundle %s answers from now on", bundle_id)
         self._on_switch(bundle_id, perf_counter() - started_s)
 
-    def _look_at_experiments(self, file: Path) -> None:
+    def _look_at_experiments(self) -> None:
+        file = self._experiments_file
+        if file is None:
+            return
         stamp = _stamp(file)
         now = self._experiments
         if now is None or stamp != self._file_stamp:

@@ -32,6 +32,8 @@ class Live:
         self._catalogue = Catalogue()
         self._snapshot = snapshot
         self._champion: _Loaded | None = None
+        self._before: _Loaded | None = None
+        """The champion before, with its catalogue kept current, so that going back costs little."""
         self._beside: dict[str, _Loaded] = {}
         self._experiments = NO_EXPERIMENTS
         self._notes: dict[str, str] = {}
@@ -51,21 +53,21 @@ class Live:
     def preview(self, bundle: Bundle) -> LiveView:
         """The view that a bundle would answer from, without its becoming the one in use."""
         with self._lock:
-            return self._over(bundle).view(self._snapshot, ())
+            return self._of(bundle).view(self._snapshot, ())
 
     def switch(self, bundle: Bundle) -> None:
         """Makes the bundle the champion. Requests under way keep theirs."""
         with self._lock:
-            self._champion = self._over(bundle)
+            loaded = self._of(bundle)
+            if loaded is not self._champion:
+                self._before, self._champion = self._champion, loaded
             self._publish()
 
     def run(self, experiments: Experiments, beside: Iterable[Bundle]) -> None:
         """Runs these experiments with these bundles beside the champion, in the place of those before."""
         with self._lock:
             self._experiments = experiments
-            self._beside = {
-                bundle.bundle_id: self._beside.get(bundle.bundle_id) or self._over(bundle) for bundle in beside
-            }
+            self._beside = {bundle.bundle_id: self._of(bundle) for bundle in beside}
             self._publish()
 
     def apply_items(self, records: Iterable[bytes | None]) -> None:
@@ -93,11 +95,14 @@ class Live:
                 self._notes[part] = why
             self._publish()
 
-    def _over(self, bundle: Bundle) -> _Loaded:
-        return _Loaded(bundle=bundle, table=self._catalogue.over(bundle.item_table))
+    def _of(self, bundle: Bundle) -> _Loaded:
+        known = (loaded for loaded in self._all() if loaded.bundle is bundle)
+        return next(known, None) or _Loaded(bundle=bundle, table=self._catalogue.over(bundle.item_table))
 
     def _all(self) -> list[_Loaded]:
-        return [*([] if self._champion is None else [self._champion]), *self._beside.values()]
+        """Each once, though the champion may be an arm's bundle, too."""
+        held = (self._champion, self._before, *self._beside.values())
+        return list({id(loaded): loaded for loaded in held if loaded is not None}.values())
 
     def _publish(self) -> None:
         if self._champion is not None:

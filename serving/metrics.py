@@ -14,6 +14,7 @@ from serving.stages import HYDRATE, STAGES
 from serving.users import UserReadError
 
 FATES = ("sent", "failed", "dropped")
+SHADOW_FATES = ("scored", "skipped", "failed")
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
 _CORRELATION = (-0.5, 0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 _OVERLAP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -258,6 +259,8 @@ class Metrics:
             self.spans.labels(fate)
         for stage in STAGES:
             self.degraded.labels(stage)
+        for fate in SHADOW_FATES:
+            self.shadow.labels(fate)
         for kind in UserReadError.KINDS:
             self.store_errors.labels(kind)
 

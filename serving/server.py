@@ -77,14 +77,14 @@ class ServerConfig:
     workers: int = 2
     """Threads that run the pipeline: one a core."""
     ranker_threads: int = 1
-    experiments: Path | None = None
-    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
     otlp_endpoint: str | None = None
     """`host:port` of an OpenTelemetry collector; None: no traces."""
     trace_ratio: float = 0.05
     """Share of requests that are traced, among those whose caller has not decided."""
     slow_request_ms: int = 100
     """Requests that take so long are logged."""
+    experiments: Path | None = None
+    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
 
 
 class StartError(RuntimeError):
@@ -302,12 +302,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
-    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument(
         "--otlp-endpoint", type=_address, help="HOST:PORT of an OTLP/gRPC collector (default: no traces)"
     )
     parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
     parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
+    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
     topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
@@ -323,10 +323,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
-        experiments=got.experiments,
         otlp_endpoint=got.otlp_endpoint,
         trace_ratio=got.trace_ratio,
         slow_request_ms=got.slow_request_ms,
+        experiments=got.experiments,
     )
     return config, got.log_level
 

@@ -50,9 +50,9 @@ class ShadowScorer:
         self._thread.start()
 
     def offer(self, answer: Answer) -> None:
-        """Takes the answer if it is the champion's, the ranker has scored it, and the draw falls on it."""
+        """Takes a slate that the champion has scored by its own weights, if the draw falls on it."""
         shadow = answer.view.experiments.shadow
-        if shadow is None or answer.scored.inputs is None or not shadow.takes(answer.query.request_id):
+        if shadow is None or not _is_the_champions(answer) or not shadow.takes(answer.query.request_id):
             return
         challenger = answer.view.beside.get(shadow.bundle_id)
         if challenger is None:
@@ -106,7 +106,7 @@ class ShadowScorer:
             if value is not None:
                 histogram.observe(value)
         self._metrics.shadow.labels("scored").inc()
-        _log.debug(
+        _log.info(
             "shadow: %s agrees with %s by %s, top overlap %s, in %.1f ms",
             challenger.bundle.bundle_id,
             answer.view.bundle.bundle_id,
@@ -115,6 +115,11 @@ class ShadowScorer:
             seconds * 1000,
             extra={"request_id": answer.query.request_id},
         )
+
+
+def _is_the_champions(answer: Answer) -> bool:
+    own = answer.arm.value_weights == answer.view.bundle.value_weights
+    return answer.query.item_ids is None and answer.scored.inputs is not None and own
 
 
 def challenged(answer: Answer, challenger: LiveView) -> tuple[Float64s, Float64s]:

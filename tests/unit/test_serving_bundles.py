@@ -1,5 +1,6 @@
 """Several bundles at once: which answers, how one takes the place of another, and what a challenger says of it."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,24 +81,26 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def watch(live: Live, tmp_path: Path, bundles: Bundles, clock: Clock) -> Callable[[], BundleWatcher]:
-    """Makes watchers over copies by link of the three bundles, so that a test may spoil its own."""
+def published() -> list[set[str]]:
+    """The arms of the experiments at each change of the champion."""
+    return []
+
+
+@pytest.fixture
+def watch(
+    live: Live, tmp_path: Path, bundles: Bundles, clock: Clock, published: list[set[str]]
+) -> Callable[[], BundleWatcher]:
+    """Makes watchers over copies of the three bundles, so that a test may spoil its own."""
     for bundle_id in (bundles.first, bundles.weighted, bundles.smaller):
-        _copy(bundles.directory / bundle_id, tmp_path / bundle_id)
+        shutil.copytree(bundles.directory / bundle_id, tmp_path / bundle_id)
     return lambda: BundleWatcher(
         live=live,
         bundles_dir=tmp_path,
         threads=1,
-        on_switch=lambda _id, _seconds: None,
+        on_switch=lambda *_: published.append(_arms(live)),
         experiments_file=tmp_path / "experiments.toml",
         clock_ms=clock,
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    import shutil
-
-    shutil.copytree(source, target)
 
 
 def _pipeline(shadow: ShadowScorer | None = None, rerank: RerankConfig | None = None) -> Pipeline:
@@ -202,7 +205,7 @@ def test_no_answer_is_mixed_or_fails_while_promotions_go_back_and_forth(
     for thread in threads:
         thread.start()
     try:
-        for turn in range(30):
+        for turn in range(15):
             promote(tmp_path, ids[turn % 3])
             watcher.look()
             live.apply_snapshot(ItemSnapshot().finalise_all(NOW_MS))
@@ -332,6 +335,15 @@ def test_at_the_start_an_arm_without_its_bundle_falls_back_until_it_comes(
     assert _answer(live.view, arm).view.bundle.bundle_id == bundles.smaller
 
 
+def test_the_first_answer_is_of_the_users_arm_already(
+    live: Live, bundles: Bundles, tmp_path: Path, watch: Callable[[], BundleWatcher], published: list[set[str]]
+) -> None:
+    promote(tmp_path, bundles.first)
+    _write(tmp_path, _experiments(bundles.smaller))
+    watch().look()
+    assert published == [{"e/control", "e/new"}]
+
+
 def test_experiments_begin_and_end_by_the_clock(
     watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path, clock: Clock
 ) -> None:
@@ -396,13 +408,14 @@ def test_a_challenger_scores_the_same_candidates_and_says_how_it_differs(
     _challenge(watch, bundles, tmp_path, twin.name)
     _answer(live.view, pipeline=_pipeline(shadowed.scorer))
     wait_for(lambda: shadowed.metric('ranking_shadow_total{fate="scored"}') == 1, "the challenger's scores")
-    assert shadowed.metric("ranking_shadow_rank_correlation_sum") == pytest.approx(1.0, abs=1e-9)
+    assert shadowed.metric('ranking_shadow_rank_correlation_bucket{le="0.99"}') == 0
     assert shadowed.metric("ranking_shadow_top_overlap_sum") == pytest.approx(1.0)
     opposed = reweighted(tmp_path / bundles.first, {"click": -1.0, "like": 0.5}, 0)
     _challenge(watch, bundles, tmp_path, opposed.name)
     _answer(live.view, pipeline=_pipeline(shadowed.scorer))
     wait_for(lambda: shadowed.metric('ranking_shadow_total{fate="scored"}') == 2, "the challenger's scores")
-    assert shadowed.metric("ranking_shadow_rank_correlation_sum") == pytest.approx(0.0, abs=1e-9)
+    assert shadowed.metric('ranking_shadow_rank_correlation_bucket{le="-0.5"}') == 1
+    assert shadowed.metric("ranking_shadow_rank_correlation_count") == 2
     assert shadowed.metric("ranking_shadow_top_overlap_sum") == pytest.approx(1.0)
 
 
@@ -423,28 +436,46 @@ def test_a_challenger_that_fails_is_counted(
 ) -> None:
     _challenge(watch, bundles, tmp_path, bundles.weighted)
     assert live.view is not None
-    live.view.beside[bundles.weighted].bundle.sources.clear()
     object.__setattr__(live.view.beside[bundles.weighted].bundle, "ranker", None)
     _answer(live.view, pipeline=_pipeline(shadowed.scorer))
     wait_for(lambda: shadowed.metric('ranking_shadow_total{fate="failed"}') == 1, "the failure's count")
 
 
-def test_only_the_share_of_the_champions_ranked_answers_is_drawn(
-    watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path, shadowed: Shadowed
+class Recorded(ShadowScorer):
+    """Keeps which answers come to be scored."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str]] = []
+        super().__init__(Metrics(), busy=lambda: False)
+
+    def _score(self, answer: Answer, *_: LiveView) -> None:
+        self.got.append((answer.query.request_id, answer.arm.name))
+
+
+def test_only_the_share_of_the_champions_own_slates_is_drawn(
+    watch: Callable[[], BundleWatcher], live: Live, bundles: Bundles, tmp_path: Path
 ) -> None:
     _challenge(watch, bundles, tmp_path, bundles.weighted, share=0.25)
-    pipeline = _pipeline(shadowed.scorer)
-    assert live.view is not None
-    for arm in (
-        Arm(name="p", quotas={"popular": 9}, ranked=False),
-        Arm(name="w", quotas={}, bundle_id=bundles.weighted),
-    ):
-        _answer(live.view, arm, pipeline)
-    drawn = {f"r{k}" for k in range(40) if live.view.experiments.shadow and live.view.experiments.shadow.takes(f"r{k}")}
-    assert 2 < len(drawn) < 20
-    for k in range(40):
-        _answer(live.view, pipeline=pipeline, request=f"r{k}")
-    wait_for(lambda: shadowed.metric("ranking_shadow_total{") == len(drawn), "the draws")
+    assert live.view is not None and live.view.experiments.shadow is not None
+    takes = live.view.experiments.shadow.takes
+    draws = {f"r{k}": takes(f"r{k}") for k in range(400)}
+    assert sum(draws.values()) == pytest.approx(100, abs=40)
+    drawn, other = (next(request for request, taken in draws.items() if taken is which) for which in (True, False))
+    scorer = Recorded()
+    pipeline = _pipeline(scorer)
+    try:
+        for arm in (
+            Arm(name="p", quotas={"popular": 9}, ranked=False),
+            Arm(name="v", quotas=MILLRACE.quotas, value_weights={"click": 9.0}),
+            Arm(name="w", quotas=MILLRACE.quotas, bundle_id=bundles.weighted),
+        ):
+            _answer(live.view, arm, pipeline, drawn)
+        for request in (other, drawn):
+            _answer(live.view, MILLRACE, pipeline, request)
+        wait_for(lambda: (drawn, "millrace") in scorer.got, "the last answer")
+        assert scorer.got == [(drawn, "millrace")]
+    finally:
+        scorer.close()
 
 
 def test_agreement_is_spearmans_rho_and_the_overlap_of_the_best() -> None:
