@@ -198,7 +198,7 @@ def place(flag: str) -> str:
         "--also": str(settings.workspace_dir),
         "--reports": str(settings.erasures_dir),
         "--retention": str(settings.retention_file),
-        "--named-in": str(settings.var_dir / "experiments.toml"),
+        "--named-in": str(settings.experiments_file),
     }
     if flag not in values:
         raise ValueError(f"got the flag {flag}; allowed: --name=value or one of {', '.join(values)}.")
