@@ -1,6 +1,8 @@
-"""What the service counts, in the Prometheus text format on the loopback interface."""
+"""What a worker counts. With several, the parent adds up counters and histograms and combines the gauges as each
+says, over the workers that live (prometheus_client's multiprocess mode).
+"""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
 _AGE_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400)
@@ -11,6 +13,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._bundle_id: str | None = None
         self.requests = Counter(
             "ranking_requests", "Requests by method and status code.", ["method", "code"], registry=self.registry
         )
@@ -28,7 +31,9 @@ class Metrics:
             "ranking_degraded", "Answers in which the stage fell back.", ["stage"], registry=self.registry
         )
         self.shed = Counter("ranking_shed", "Requests refused because too many were under way.", registry=self.registry)
-        self.in_flight = Gauge("ranking_in_flight", "Requests under way.", registry=self.registry)
+        self.in_flight = Gauge(
+            "ranking_in_flight", "Requests under way.", registry=self.registry, multiprocess_mode="livesum"
+        )
         self.candidates = Histogram(
             "ranking_candidates",
             "Candidates scored.",
@@ -45,24 +50,41 @@ class Metrics:
             "ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=self.registry
         )
         self.bundle_info = Gauge(
-            "ranking_bundle_info", "1 for the bundle in use.", ["bundle_id"], registry=self.registry
+            "ranking_bundle_info",
+            "1 for a bundle that answers, 0 for one that did.",
+            ["bundle_id"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.bundles_refused = Gauge(
-            "ranking_bundles_refused", "Promotions refused since the start.", registry=self.registry
+            "ranking_bundles_refused",
+            "Promotions refused since the start.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
-        self.catalogue_items = Gauge("ranking_catalogue_items", "Items of the live catalogue.", registry=self.registry)
+        self.catalogue_items = Gauge(
+            "ranking_catalogue_items",
+            "Items of the live catalogue.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.snapshot_age_seconds = Gauge(
-            "ranking_item_snapshot_age_seconds", "Age of the item features.", registry=self.registry
+            "ranking_item_snapshot_age_seconds",
+            "Age of the item features.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
         self.records_refused = Gauge(
-            "ranking_records_refused", "Records of a topic that break its contract.", ["topic"], registry=self.registry
+            "ranking_records_refused",
+            "Records of a topic that break its contract.",
+            ["topic"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
 
-    def serve(self, port: int) -> None:
-        """Answers scrapes on 127.0.0.1. Raises `OSError` when the port is taken."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
-
     def use_bundle(self, bundle_id: str) -> None:
-        """Marks the bundle in use."""
-        self.bundle_info.clear()
+        """Marks the bundle in use; one that was stays at 0."""
+        if self._bundle_id is not None:
+            self.bundle_info.labels(self._bundle_id).set(0)
+        self._bundle_id = bundle_id
         self.bundle_info.labels(bundle_id).set(1)

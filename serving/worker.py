@@ -1,41 +1,40 @@
-"""The ranking service's process: `python -m serving.server --port P --bundles DIR …`.
+"""A worker: one of the processes that answer requests at a service's port.
 
-It starts with whatever is there. Without a bundle it waits for `champion.json` with health NOT_SERVING and answers
-UNAVAILABLE; without the store or Kafka it answers from memory and says so. SIGTERM drains: health turns
-NOT_SERVING, requests under way are answered, queued slates are sent.
+`serving.processes` starts it with the service's own flags: `python -m serving.worker --parent PID FLAGS`. It starts
+with whatever is there. Without a bundle it waits for `champion.json` with health NOT_SERVING and answers UNAVAILABLE;
+without the store, Kafka or the keeper it answers from memory and says so. SIGTERM drains: health turns NOT_SERVING,
+requests under way are answered, queued slates are sent.
 """
 
-import argparse
 import asyncio
 import logging
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from features import specs
 from features.backends import Backend, open_backend
-from features.names import Topics
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
+from serving.follower import Follower
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
+from serving.options import ServerConfig, parse_arguments
 from serving.pipeline import Pipeline, PipelineConfig
+from serving.processes import CANNOT_START, StartError, end_with_parent
 from serving.service import RankingServicer
 from serving.slate_log import SlateLog
-from serving.upkeep import Upkeep
+from serving.snapshot_files import SnapshotReader
+from serving.topic_tail import TopicTail
 from serving.users import UserReader
 
 _log = logging.getLogger(__name__)
@@ -50,30 +49,8 @@ OBSERVE_EVERY_S = 1.0
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """What the command line says."""
-
-    port: int
-    bundles: Path
-    feature_repo: Path
-    bootstrap_servers: str | None
-    """None: no Kafka; the catalogue and the item features stay as bundle and store have them, slates are not logged."""
-    metrics_port: int | None
-    topics: Topics
-    host: str = "127.0.0.1"
-    max_in_flight: int = 32
-    workers: int = 2
-    """Threads that run the pipeline: one a core."""
-    ranker_threads: int = 1
-
-
-class StartError(RuntimeError):
-    """Why the service cannot start, in one sentence."""
-
-
-class Server:
-    """All parts of the service and their order of starting and stopping."""
+class Worker:
+    """All parts of a worker and their order of starting and stopping."""
 
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
@@ -84,12 +61,12 @@ class Server:
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
-        self._upkeep = Upkeep(
+        self._follower = Follower(
             live=self._live,
-            open_store=lambda version: open_backend(store_location(config.feature_repo), version),
-            bootstrap_servers=kafka,
-            topics=config.topics,
+            snapshots=SnapshotReader(config.snapshot_dir, perf_counter),
+            items=None if kafka is None else TopicTail(kafka, config.topics.items),
             clock_ms=clock_ms,
+            monotonic_s=perf_counter,
         )
         self._watcher = BundleWatcher(
             live=self._live,
@@ -97,7 +74,12 @@ class Server:
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
         )
-        pipeline = Pipeline(users=self._users, slates=self._slates, config=PipelineConfig(), clock_ms=clock_ms)
+        pipeline = Pipeline(
+            users=self._users,
+            slates=self._slates,
+            config=pipeline_config(config),
+            clock_ms=clock_ms,
+        )
         self._servicer = RankingServicer(
             pipeline=pipeline,
             view=lambda: self._live.view,
@@ -109,20 +91,20 @@ class Server:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT. Raises `StartError` when a port is taken."""
+        """Serves until SIGTERM or SIGINT. Raises `StartError` when another start would not help."""
         server = await self._started()
         loop = asyncio.get_running_loop()
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, self._stopping.set)
-        self._upkeep.start()
+        self._follower.start()
         self._watcher.start()
         await self._observe()
         await self._drain(server)
 
     async def _started(self) -> grpc.aio.Server:
         config = self._config
-        # Without this a second server would share the port silently and take half of the requests.
-        options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+        # The parent sees to it that only its own workers share the port.
+        options = (("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
         server = grpc.aio.server(options=options, interceptors=(UndecodableRequests(),))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -131,12 +113,7 @@ class Server:
         try:
             server.add_insecure_port(f"{config.host}:{config.port}")
         except RuntimeError as error:
-            raise StartError(f"port {config.port} of {config.host} is taken; give another --port.") from error
-        try:
-            if config.metrics_port is not None:
-                self._metrics.serve(config.metrics_port)
-        except OSError as error:
-            raise StartError(f"port {config.metrics_port} is taken ({error}); give another --metrics-port.") from error
+            raise StartError(f"port {config.port} of {config.host} cannot be used ({error}).") from error
         await server.start()
         _log.info("listening on %s:%d", config.host, config.port)
         return server
@@ -147,14 +124,14 @@ class Server:
         while not self._stopping.is_set():
             view = self._live.view
             if view is not None:
-                if not serving:
+                if not serving and self._follower.settled:
                     serving = True
                     await self._set_health(health_pb2.HealthCheckResponse.SERVING)
                 self._metrics.catalogue_items.set(len(view.item_table))
                 self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
             self._metrics.bundles_refused.set(self._watcher.refused)
             self._metrics.records_refused.labels("items").set(self._live.items_refused)
-            self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
+            self._metrics.records_refused.labels("tiles").set(self._follower.tiles_refused)
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
@@ -168,7 +145,7 @@ class Server:
             await asyncio.sleep(QUIET_S / 5)
         await server.stop(DRAIN_S)
         self._watcher.stop()
-        self._upkeep.stop()
+        self._follower.stop()
         self._servicer.close()
         if self._slates is not None:
             self._slates.close()
@@ -183,77 +160,26 @@ class Server:
         return open_backend(store_location(self._config.feature_repo))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message}. See --help.\n")
-        raise SystemExit(2)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a port from 1 to 65535")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number from 1")
-    return int(text)
-
-
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text!r}, which is a file; allowed: a directory")
-    return path
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]:
-    """The configuration and the log level. A wrong flag ends the process with one sentence and status 2."""
-    parser = _Parser(prog="serving.server", description="Serves the promoted bundle over gRPC.", allow_abbrev=False)
-    parser.add_argument("--port", type=_port, required=True, help="gRPC port")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--bundles", type=_directory, required=True, help="directory of bundles and champion.json")
-    parser.add_argument("--feature-repo", type=_directory, required=True, help="directory of feature_store.yaml")
-    parser.add_argument("--bootstrap-servers", help="Kafka; absent: no live item features, no slates logged")
-    parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
-    parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
-    parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
-    parser.add_argument("--topics-version", default=specs.version(), help="suffix of the derived topics")
-    parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
-    parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
-    parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    got = parser.parse_args(arguments)
-    topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
-    config = ServerConfig(
-        port=got.port,
-        host=got.host,
-        bundles=got.bundles,
-        feature_repo=got.feature_repo,
-        bootstrap_servers=got.bootstrap_servers or None,
-        metrics_port=got.metrics_port,
-        topics=topics,
-        max_in_flight=got.max_in_flight,
-        workers=got.workers,
-        ranker_threads=got.ranker_threads,
-    )
-    return config, got.log_level
+def pipeline_config(config: ServerConfig) -> PipelineConfig:
+    """The stages' limits."""
+    most = config.max_candidates
+    return PipelineConfig(max_candidates=most, min_candidates=min(most, PipelineConfig.min_candidates))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the service; returns the process's exit status."""
-    config, log_level = parse_arguments(arguments)
-    log_as_json(log_level)
+    """Serves; returns the process's exit status."""
+    config = parse_arguments(arguments)
+    end_with_parent(config.parent)
+    log_as_json(config.log_level)
 
     async def serve() -> None:
-        await Server(config, clock_ms=lambda: time.time_ns() // 1_000_000).run()
+        await Worker(config, clock_ms=lambda: time.time_ns() // 1_000_000).run()
 
     try:
         asyncio.run(serve())
     except StartError as error:
         sys.stderr.write(f"serving.server: {error}\n")
-        return 1
+        return CANNOT_START
     return 0
 
 
