@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+QUOTAS_FOR = 300
+"""The number of scored candidates that the quotas are made for: sources overlap, and rerank needs a choice."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -15,6 +18,12 @@ class Arm:
     """Whether the bundle's ranker orders the candidates; otherwise the only source's own score does."""
     reranked: bool = True
     """Whether spread, freshness and exploration apply."""
+
+    def quotas_for(self, max_candidates: int) -> Mapping[str, int]:
+        """The quotas, more or fewer where another number of candidates than `QUOTAS_FOR` is scored at most."""
+        if max_candidates == QUOTAS_FOR:
+            return self.quotas
+        return {name: -(-quota * max_candidates // QUOTAS_FOR) for name, quota in self.quotas.items()}
 
 
 MILLRACE = Arm(

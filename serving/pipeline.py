@@ -182,7 +182,8 @@ class Pipeline:
             language=request.query.language,
         )
         reserve_ms = self._config.score_reserve_ms if arm.ranked else 0.0
-        return retrieve(view.bundle.sources, asked, arm, wanted, reserve_ms, request.progress)
+        quotas = arm.quotas_for(self._config.max_candidates)
+        return retrieve(view.bundle.sources, asked, quotas, wanted, reserve_ms, request.progress)
 
     def _score(self, request: _Hydrated, item_index_C: Int32s, retrieval_score_C: Float32s) -> Scored:
         fallback = unranked(retrieval_score_C)
