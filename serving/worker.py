@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -28,15 +28,20 @@ from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
+from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
+from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.service import RankingServicer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
 from serving.users import UserReader
+
+if TYPE_CHECKING:
+    from serving.tracing import OtlpTracer
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +71,12 @@ class ServerConfig:
     workers: int = 2
     """Threads that run the pipeline: one a core."""
     ranker_threads: int = 1
+    otlp_endpoint: str | None = None
+    """`host:port` of an OpenTelemetry collector; None: no traces."""
+    trace_ratio: float = 0.05
+    """Share of requests that are traced, among those whose caller has not decided."""
+    slow_request_ms: int = 100
+    """Requests that take so long are logged."""
 
 
 class StartError(RuntimeError):
@@ -77,7 +88,6 @@ class Server:
 
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
-        self._clock_ms = clock_ms
         self._metrics = Metrics()
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka = config.bootstrap_servers
@@ -105,6 +115,15 @@ class Server:
             max_in_flight=config.max_in_flight,
             workers=config.workers,
         )
+        self._gauges = Gauges(
+            metrics=self._metrics,
+            live=self._live,
+            watcher=self._watcher,
+            upkeep=self._upkeep,
+            slates=self._slates,
+            clock_ms=clock_ms,
+        )
+        self._tracer = _tracer(config, self._metrics)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -123,7 +142,8 @@ class Server:
         config = self._config
         # Without this a second server would share the port silently and take half of the requests.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        server = grpc.aio.server(options=options, interceptors=(UndecodableRequests(),))
+        observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
+        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -145,16 +165,10 @@ class Server:
         """Turns health to SERVING with the first bundle and keeps the gauges, until it is time to stop."""
         serving = False
         while not self._stopping.is_set():
-            view = self._live.view
-            if view is not None:
-                if not serving:
-                    serving = True
-                    await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-                self._metrics.catalogue_items.set(len(view.item_table))
-                self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
-            self._metrics.bundles_refused.set(self._watcher.refused)
-            self._metrics.records_refused.labels("items").set(self._live.items_refused)
-            self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
+            if not serving and self._live.view is not None:
+                serving = True
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._gauges.refresh()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
@@ -173,6 +187,8 @@ class Server:
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        if self._tracer is not None:
+            self._tracer.close()
         _log.info("stopped")
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
@@ -181,6 +197,15 @@ class Server:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
+    if config.otlp_endpoint is None:
+        return None
+    # Here, since OpenTelemetry is not needed without a collector.
+    from serving.tracing import OtlpTracer
+
+    return OtlpTracer(endpoint=config.otlp_endpoint, ratio=config.trace_ratio, metrics=metrics)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -199,6 +224,23 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number from 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number from 0 to 1")
+    return share
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: host:port, such as localhost:4317")
+    return text
 
 
 def _directory(text: str) -> Path:
@@ -223,6 +265,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
+    parser.add_argument(
+        "--otlp-endpoint", type=_address, help="HOST:PORT of an OTLP/gRPC collector (default: no traces)"
+    )
+    parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
+    parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
     topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
@@ -237,6 +284,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
+        otlp_endpoint=got.otlp_endpoint,
+        trace_ratio=got.trace_ratio,
+        slow_request_ms=got.slow_request_ms,
     )
     return config, got.log_level
 
