@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
+from time import perf_counter
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class BundleWatcher:
     A refused bundle is tried again when `champion.json` is written anew.
     """
 
-    def __init__(self, *, live: Live, bundles_dir: Path, threads: int, on_switch: Callable[[str], None]) -> None:
+    def __init__(self, *, live: Live, bundles_dir: Path, threads: int, on_switch: Callable[[str, float], None]) -> None:
+        """`on_switch` is told the bundle that answers from now on and how many seconds it took to get there."""
         self._live = live
         self._bundles_dir = bundles_dir
         self._threads = threads
@@ -64,13 +66,14 @@ class BundleWatcher:
     def _promote(self, bundle_id: str | None) -> None:
         if bundle_id is None or bundle_id == self._live.bundle_id:
             return
+        started_s = perf_counter()
         bundle = Bundle.load(self._bundles_dir / bundle_id, self._threads)
         if bundle.bundle_id != bundle_id:
             raise BundleError(f"bundle {bundle.path}: its manifest says {bundle.bundle_id}; copy the bundle again.")
         warm_up(self._live.preview(bundle))
         self._live.switch(bundle)
         _log.info("bundle %s answers from now on", bundle_id)
-        self._on_switch(bundle_id)
+        self._on_switch(bundle_id, perf_counter() - started_s)
 
     def _run(self) -> None:
         while not self._stop.is_set():

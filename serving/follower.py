@@ -1,7 +1,7 @@
 """The thread that keeps a worker's view current: what the keeper publishes, and the catalogue's topic."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Event, Thread
 
 from serving.live import Live
@@ -42,7 +42,14 @@ class Follower:
     @property
     def tiles_refused(self) -> int:
         """Records of the tile topic that were no tiles, as the keeper counts them."""
-        return self._snapshots.refused
+        return self._snapshots.report.tiles_refused
+
+    @property
+    def connected(self) -> Mapping[str, bool]:
+        """Whether the broker answers for the topics `items` and, as the keeper says, `tiles`; empty without Kafka."""
+        tiles = self._snapshots.report.connected
+        by_topic = {"items": None if self._items is None else self._items.connected, "tiles": tiles}
+        return {topic: connected for topic, connected in by_topic.items() if connected is not None}
 
     @property
     def settled(self) -> bool:
@@ -92,7 +99,7 @@ class Follower:
 
     def _why_behind(self) -> str | None:
         if self._snapshots.silent_s is None:
-            return self._snapshots.note
+            return self._snapshots.report.note
         if self._instant_ms is None:
             return "there are no item features: their keeper has published none"
         age_s = max(self._clock_ms() - self._instant_ms, 0) / 1000

@@ -33,6 +33,12 @@ class ServerConfig:
     """Threads of each worker process that run the pipeline."""
     ranker_threads: int = 1
     max_candidates: int = 300
+    otlp_endpoint: str | None = None
+    """`host:port` of an OpenTelemetry collector; None: no traces."""
+    trace_ratio: float = 0.05
+    """Share of requests that are traced, among those whose caller has not decided."""
+    slow_request_ms: int = 100
+    """Requests that take so long are logged."""
     log_level: str = "info"
     parent: int | None = None
     """The process that started this one and with which it ends; None for the first."""
@@ -79,6 +85,23 @@ def _processes(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number from 0 to 1")
+    return share
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: host:port, such as localhost:4317")
+    return text
+
+
 def _directory(text: str) -> Path:
     path = Path(text)
     if path.exists() and not path.is_dir():
@@ -109,6 +132,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     parser.add_argument(
         "--max-candidates", type=_positive, default=300, help="candidates scored at most (default: %(default)s)"
     )
+    parser.add_argument(
+        "--otlp-endpoint", type=_address, help="HOST:PORT of an OTLP/gRPC collector (default: no traces)"
+    )
+    parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
+    parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument("--parent", type=_positive, help=argparse.SUPPRESS)
     got = parser.parse_args(arguments)

@@ -151,7 +151,7 @@ class Pipeline:
                 try:
                     state = self._users.read(query.user_id, instant_ms, timeout_ms)
                 except UserReadError as error:
-                    progress.degrade(HYDRATE, str(error))
+                    progress.degrade(HYDRATE, str(error), error.kind)
             history = user_history(state.history, view.item_table)
         for note in view.notes:
             progress.degrade(RETRIEVE, note)
@@ -196,7 +196,7 @@ class Pipeline:
         try:
             scored = score(request.view, request.state, request.history, item_index_C, query.device)
         except Exception as error:  # noqa: BLE001 - a ranker that fails must not fail the answer
-            _log.exception("the ranker failed", extra={"request_id": query.request_id})
+            _log.exception("the ranker failed")
             progress.degrade(SCORE, f"the ranker failed ({type(error).__name__}): items are in the order of retrieval")
             return fallback
         if scored.sunk:

@@ -1,5 +1,6 @@
 """Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import numpy as np
 from models.sources.base import Candidates, Int32s, RetrievalRequest, Source, top
 from models.sources.merge import Merged, merge
 from serving.stages import RETRIEVE, Progress
+
+_log = logging.getLogger(__name__)
 
 CATALOGUE = "catalogue"
 """Provenance of eligible items that no source proposed: the newest first, to fill a slate."""
@@ -50,6 +53,7 @@ def retrieve(
     for name, quota in quotas.items():
         if progress.remaining_ms() < reserve_ms:
             progress.degrade(RETRIEVE, f"no time left for the source {name}")
+            progress.asked(name, "no_time", progress.monotonic_s())
             continue
         found = _candidates(sources, name, request, quota, progress)
         if found is not None and len(found):
@@ -70,16 +74,22 @@ def of_request(item_index_C: Int32s) -> Retrieved:
 def _candidates(
     sources: Mapping[str, Source], name: str, request: RetrievalRequest, quota: int, progress: Progress
 ) -> Candidates | None:
+    started_s = progress.monotonic_s()
     if name == RANDOM:
         return top(request.rng.random(len(request.item_table)), request.allowed_I, quota)
     if name not in sources:
         progress.degrade(RETRIEVE, f"the bundle has no source {name}")
+        progress.asked(name, "absent", started_s)
         return None
     try:
-        return sources[name].candidates(request, quota)
+        found = sources[name].candidates(request, quota)
     except Exception as error:  # noqa: BLE001 - one source's failure must not fail the answer
-        progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}: {error}")
+        progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}")
+        progress.asked(name, "failed", started_s)
+        _log.exception("the source %s failed", name)
         return None
+    progress.asked(name, "found" if len(found) else "empty", started_s, len(found))
+    return found
 
 
 def _filled(

@@ -11,7 +11,7 @@ X rows of an entity: one an id, then that of an id without tiles; F features of 
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,18 @@ from serving.item_snapshot import ENTITIES, EntityFeatures, SnapshotFeatures
 CURRENT = "current.json"
 STALE_S = 5.0
 """After so long without a sign of life the writer counts as gone. It gives one each second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeeperReport:
+    """What the keeper says with each sign of life."""
+
+    note: str | None = None
+    """Why its values may be behind, as a clause."""
+    tiles_refused: int = 0
+    """Records of the tile topic that were no tiles."""
+    connected: bool | None = None
+    """Whether the broker answers for the tile topic; None without Kafka."""
 
 
 class SnapshotWriter:
@@ -50,14 +62,12 @@ class SnapshotWriter:
         ids = {str(entity): self._written_ids(entity, features.by_entity[entity]) for entity in ENTITIES}
         self._state = {"instant_ms": features.instant_ms, "values": values, "ids": ids}
 
-    def beat(self, note: str | None, refused: int) -> None:
-        """The sign of life: with it readers find what was published last, why it may be behind, and how many records
-        were no tiles.
-        """
+    def beat(self, report: KeeperReport) -> None:
+        """The sign of life: with it readers find what was published last."""
         self._beats += 1
         beat = [self._name, self._beats]
         new = self._directory / f"{CURRENT}.new"
-        new.write_text(json.dumps({**self._state, "beat": beat, "note": note, "refused": refused}))
+        new.write_text(json.dumps({**self._state, "beat": beat, "report": asdict(report)}))
         new.replace(self._directory / CURRENT)
         self._remove_unnamed()
 
@@ -100,10 +110,8 @@ class SnapshotReader:
         self._beat_s = monotonic_s()
         self._values = ""
         self._ids: dict[Entity, _Ids] = {}
-        self.note: str | None = None
-        """Why the writer says that its values may be behind, as a clause."""
-        self.refused = 0
-        """How many records the writer says were no tiles."""
+        self.report = KeeperReport()
+        """The writer's last."""
         self.found = False
         """Whether values have been read."""
 
@@ -120,7 +128,7 @@ class SnapshotReader:
             if state["beat"] == self._beat:
                 return None
             self._beat, self._beat_s = state["beat"], self._monotonic_s()
-            self.note, self.refused = state["note"], state["refused"]
+            self.report = KeeperReport(**state["report"])
             if state.get("values", self._values) == self._values:
                 return None
             features = self._read(state)

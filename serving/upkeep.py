@@ -12,6 +12,7 @@ from features.names import MS_PER_MINUTE, MS_PER_SECOND, Topics
 from features.tile_rows import TileError, parse_tile
 from features.tiles import DAY_RETENTION_MS, ITEM_TILES
 from serving.item_snapshot import ItemSnapshot, SnapshotFeatures
+from serving.snapshot_files import KeeperReport
 from serving.topic_tail import TopicTail
 
 _log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class Publication(Protocol):
         """Takes newly finalised features."""
         ...
 
-    def beat(self, note: str | None, refused: int) -> None:
-        """Makes them visible, with why they may be behind and how many records were no tiles. A sign of life."""
+    def beat(self, report: KeeperReport) -> None:
+        """Makes them visible. A sign of life."""
         ...
 
 
@@ -64,8 +65,7 @@ class Upkeep:
         self._follows = topics.version == specs.version()
         self._version = specs.version()
         self._store: Backend | None = None
-        self._note: str | None = None
-        self._refused = 0
+        self._report = KeeperReport()
 
     def run(self, stop: Event) -> None:
         """Goes on until it is told to stop."""
@@ -95,7 +95,7 @@ class Upkeep:
         except Exception as error:  # noqa: BLE001 - without the store the topic is read from its beginning
             _log.warning("item features are read from Kafka alone, the store failed: %s", error)
             if self._bootstrap_servers is None:
-                self._note = f"item features could not be loaded: {error}"
+                self._report = KeeperReport(note=f"item features could not be loaded: {error}")
             return {}
 
     def _named_version(self) -> str:
@@ -145,7 +145,7 @@ class Upkeep:
         elif self._snapshot.touched and self._due(now_ms, "touched", TOUCHED_EVERY_MS):
             self._publish(self._snapshot.finalise_touched(now_ms))
         elif self._due(now_ms, "beat", BEAT_EVERY_MS):
-            self._publication.beat(self._note, self._refused)
+            self._publication.beat(self._report)
         return self._followed(tail) if self._due(now_ms, "follow", FOLLOW_EVERY_MS) else tail
 
     def _due(self, now_ms: int, what: str, every_ms: int) -> bool:
@@ -161,12 +161,12 @@ class Upkeep:
 
     def _publish(self, features: SnapshotFeatures) -> None:
         self._publication.publish(features)
-        self._publication.beat(self._note, self._refused)
+        self._publication.beat(self._report)
 
     def _check(self, tail: TopicTail) -> None:
         tail.check()
         behind = f"the item features may be behind: the topic {tail.topic} cannot be read"
-        self._note = None if tail.connected else behind
+        self._report = replace(self._report, note=None if tail.connected else behind, connected=tail.connected)
 
     def _take_tile(self, value: bytes | None) -> None:
         if value is None:
@@ -174,5 +174,5 @@ class Upkeep:
         try:
             self._snapshot.upsert(parse_tile(ITEM_TILES, value))
         except TileError as error:
-            self._refused += 1
+            self._report = replace(self._report, tiles_refused=self._report.tiles_refused + 1)
             _log.warning("tile topic: %s", error)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,10 +25,12 @@ from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
 from serving.follower import Follower
+from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
+from serving.observed_requests import ObservedRequests
 from serving.options import ServerConfig, parse_arguments
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.processes import CANNOT_START, StartError, end_with_parent
@@ -36,6 +39,9 @@ from serving.slate_log import SlateLog
 from serving.snapshot_files import SnapshotReader
 from serving.topic_tail import TopicTail
 from serving.users import UserReader
+
+if TYPE_CHECKING:
+    from serving.tracing import OtlpTracer
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +93,15 @@ class Worker:
             max_in_flight=config.max_in_flight,
             workers=config.workers,
         )
+        self._gauges = Gauges(
+            metrics=self._metrics,
+            live=self._live,
+            watcher=self._watcher,
+            follower=self._follower,
+            slates=self._slates,
+            clock_ms=clock_ms,
+        )
+        self._tracer = _tracer(config, self._metrics)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -105,7 +120,8 @@ class Worker:
         config = self._config
         # The parent sees to it that only its own workers share the port.
         options = (("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        server = grpc.aio.server(options=options, interceptors=(UndecodableRequests(),))
+        observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
+        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -122,16 +138,10 @@ class Worker:
         """Turns health to SERVING with the first bundle and keeps the gauges, until it is time to stop."""
         serving = False
         while not self._stopping.is_set():
-            view = self._live.view
-            if view is not None:
-                if not serving and self._follower.settled:
-                    serving = True
-                    await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-                self._metrics.catalogue_items.set(len(view.item_table))
-                self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
-            self._metrics.bundles_refused.set(self._watcher.refused)
-            self._metrics.records_refused.labels("items").set(self._live.items_refused)
-            self._metrics.records_refused.labels("tiles").set(self._follower.tiles_refused)
+            if not serving and self._live.view is not None and self._follower.settled:
+                serving = True
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._gauges.refresh()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
@@ -150,6 +160,8 @@ class Worker:
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        if self._tracer is not None:
+            self._tracer.close()
         _log.info("stopped")
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
@@ -158,6 +170,15 @@ class Worker:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
+    if config.otlp_endpoint is None:
+        return None
+    # Here, since OpenTelemetry is not needed without a collector.
+    from serving.tracing import OtlpTracer
+
+    return OtlpTracer(endpoint=config.otlp_endpoint, ratio=config.trace_ratio, metrics=metrics)
 
 
 def pipeline_config(config: ServerConfig) -> PipelineConfig:

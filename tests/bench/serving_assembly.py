@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.history import user_history
 from serving.item_snapshot import ItemSnapshot
 from serving.score import assemble
-from serving.snapshot_files import SnapshotReader, SnapshotWriter
+from serving.snapshot_files import KeeperReport, SnapshotReader, SnapshotWriter
 from serving.users import UserReader
 from serving.view import ViewBuilder
 from tests.bench.report import BenchError, Row
@@ -34,7 +34,7 @@ def assembly_rows(world: World, bundle: Bundle, store: Path) -> list[Row]:
             snapshot.load(backend.read_tile_rows(ITEM_TILES.name, now_ms - DAY_RETENTION_MS))
         writer = SnapshotWriter(Path(directory))
         writer.publish(snapshot.finalise_all(now_ms))
-        writer.beat(None, 0)
+        writer.beat(KeeperReport())
         features = reader.look()
         if features is None:
             raise BenchError("the snapshot that was published is not found.")

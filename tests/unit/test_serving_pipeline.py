@@ -268,7 +268,9 @@ def test_rank_scores_the_callers_items(view: LiveView) -> None:
 def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
     live = Live(ItemSnapshot().finalise_all(NOW_MS))
     switched: list[str] = []
-    watcher = BundleWatcher(live=live, bundles_dir=tmp_path, threads=1, on_switch=switched.append)
+    watcher = BundleWatcher(
+        live=live, bundles_dir=tmp_path, threads=1, on_switch=lambda bundle_id, _: switched.append(bundle_id)
+    )
     watcher.look()
     assert live.view is None and watcher.refused == 0
     one = write_tiny_bundle(tmp_path, "one").name

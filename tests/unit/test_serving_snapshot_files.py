@@ -13,11 +13,12 @@ from models.item_table import ItemTable
 from serving.follower import Follower
 from serving.item_snapshot import ENTITIES, EntityFeatures, SnapshotFeatures
 from serving.live import Live
-from serving.snapshot_files import CURRENT, STALE_S, SnapshotReader, SnapshotWriter
+from serving.snapshot_files import CURRENT, STALE_S, KeeperReport, SnapshotReader, SnapshotWriter
 from serving.view import LiveView, ViewBuilder
 from tests.serving_bundle import tiny_items, write_tiny_bundle
 
 FIRST_MS = 1_760_000_000_000
+BEHIND = KeeperReport(note="the item features may be behind", tiles_refused=3, connected=False)
 
 
 class Keeper:
@@ -80,7 +81,7 @@ def test_readers_find_what_grows_wherever_it_grows(tmp_path: Path, bundle: Bundl
             left = {entity: sorted(set(pool) - set(keeper.ids[entity])) for entity, pool in pools.items()}
             new = {entity: rng.sample(names, min(len(names), rng.randrange(9))) for entity, names in left.items()}
             writer.publish(keeper.features(FIRST_MS + turn, new))
-            writer.beat(None, 0)
+            writer.beat(KeeperReport())
             if turn % 4 == 1:
                 table = table.with_items([later.pop() for _ in range(5)])
             if turn % 3 != 1:
@@ -96,11 +97,11 @@ def _found(reader: SnapshotReader) -> SnapshotFeatures:
 def test_values_that_are_mapped_outlive_their_files(tmp_path: Path) -> None:
     keeper, writer, reader = Keeper(), SnapshotWriter(tmp_path), SnapshotReader(tmp_path, Clock())
     writer.publish(keeper.features(FIRST_MS, {entity: ["a"] for entity in ENTITIES}))
-    writer.beat(None, 0)
+    writer.beat(KeeperReport())
     first = _found(reader)
     for turn in range(1, 4):
         writer.publish(keeper.features(FIRST_MS + turn, {}))
-        writer.beat(None, 0)
+        writer.beat(KeeperReport())
     assert first.by_entity[ENTITIES[0]].values_XF[0, 0] == value("a", FIRST_MS)
     assert not first.by_entity[ENTITIES[0]].values_XF.flags.writeable
     assert _found(reader).instant_ms == FIRST_MS + 3
@@ -112,19 +113,19 @@ def test_nothing_is_found_before_the_first_beat_and_nothing_twice(tmp_path: Path
     assert reader.look() is None and not reader.found
     writer.publish(Keeper().features(FIRST_MS, {}))
     assert reader.look() is None
-    writer.beat("behind", 3)
-    assert reader.look() is not None and reader.found and (reader.note, reader.refused) == ("behind", 3)
-    writer.beat(None, 4)
-    assert reader.look() is None and (reader.note, reader.refused) == (None, 4)
+    writer.beat(BEHIND)
+    assert reader.look() is not None and reader.found and reader.report == BEHIND
+    writer.beat(KeeperReport(tiles_refused=4))
+    assert reader.look() is None and reader.report.tiles_refused == 4
 
 
 def test_values_that_go_missing_between_two_files_are_found_at_the_next_beat(tmp_path: Path) -> None:
     keeper, writer, reader = Keeper(), SnapshotWriter(tmp_path), SnapshotReader(tmp_path, Clock())
     writer.publish(keeper.features(FIRST_MS, {}))
-    writer.beat(None, 0)
+    writer.beat(KeeperReport())
     old = (tmp_path / CURRENT).read_text()
     writer.publish(keeper.features(FIRST_MS + 1, {}))
-    writer.beat(None, 0)
+    writer.beat(KeeperReport())
     new = (tmp_path / CURRENT).read_text()
     (tmp_path / CURRENT).write_text(old)
     assert reader.look() is None
@@ -153,12 +154,12 @@ def test_the_view_says_how_old_the_features_of_a_dead_keeper_are(tmp_path: Path,
     assert notes() == ("there are no item features: their keeper has published none",) and follower.settled
     writer = SnapshotWriter(tmp_path)
     writer.publish(Keeper().features(FIRST_MS + 6_000, {}))
-    writer.beat(None, 0)
+    writer.beat(KeeperReport())
     assert notes() == () and follower.settled
     clock.now_s = 20.0
     assert notes() == ("the item features are 14 s old: their keeper does not run",)
-    writer.beat("the item features may be behind: so it is", 0)
-    assert notes() == ("the item features may be behind: so it is",)
+    writer.beat(BEHIND)
+    assert notes() == (BEHIND.note,)
 
 
 def test_a_builder_goes_on_from_a_smaller_snapshot(bundle: Bundle) -> None:

@@ -13,6 +13,7 @@ from features.specs import Entity, features_of
 from features.tile_rows import TileRow
 from features.tiles import DAY_TILE_MS, ITEM_TILES
 from serving.item_snapshot import SnapshotFeatures
+from serving.snapshot_files import KeeperReport
 from serving.upkeep import Upkeep
 from tests.conftest import wait_for
 
@@ -24,15 +25,14 @@ class Seen:
 
     def __init__(self) -> None:
         self.clicks: list[float] = []
-        self.notes: list[str | None] = []
+        self.reports: list[KeeperReport] = []
 
     def publish(self, features: SnapshotFeatures) -> None:
         items = features.by_entity[Entity.ITEM]
         self.clicks.append(float(items.values_XF[items.rows(["i"])][0, PLACE]))
 
-    def beat(self, note: str | None, refused: int) -> None:
-        assert not refused
-        self.notes.append(note)
+    def beat(self, report: KeeperReport) -> None:
+        self.reports.append(report)
 
 
 def _now_ms() -> int:
@@ -69,7 +69,7 @@ def test_the_snapshot_follows_a_switch(tmp_path: Path, topics_version: str) -> N
             backend.switch(specs.version(), rebuilt)
         wait_for(lambda: seen.clicks[-1] == 2, "the snapshot of the version that the store names", timeout_s=10)
         assert set(seen.clicks) == {1.0, 2.0}
-        assert set(seen.notes) == {None}
+        assert set(seen.reports) == {KeeperReport()}
     finally:
         stop.set()
         thread.join(10)
