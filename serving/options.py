@@ -25,6 +25,10 @@ class ServerConfig:
     """None: no Kafka; the catalogue and the item features stay as bundle and store have them, slates are not logged."""
     metrics_port: int | None
     topics: Topics
+    rules: Path | None = None
+    """What people pin, boost and block (`serving.rules`); None: nothing."""
+    experiments: Path | None = None
+    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
     host: str = "127.0.0.1"
     processes: int = 1
     """Worker processes that share the port; 0 is one a core."""
@@ -117,6 +121,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     parser.add_argument("--bundles", type=_directory, required=True, help="directory of bundles and champion.json")
     parser.add_argument("--feature-repo", type=_directory, required=True, help="directory of feature_store.yaml")
     parser.add_argument("--bootstrap-servers", help="Kafka; absent: no live item features, no slates logged")
+    parser.add_argument("--rules", type=Path, help="rules file, read again when it changes (default: no rules)")
+    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
     parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
     parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 
 import grpc
@@ -13,10 +14,11 @@ import grpc
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
 from serving.answer import Answer, to_proto
+from serving.experiments import Experiments
 from serving.metrics import Metrics
 from serving.observation import observed
 from serving.pipeline import Pipeline
-from serving.query import Query, RequestError, rank_query, recommend_query
+from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
 from serving.stages import Progress
 from serving.view import LiveView
 
@@ -31,10 +33,11 @@ RETRY_AFTER_MS = 50
 """The hint to a caller that is shed."""
 
 Run = Callable[[LiveView, Query, Progress], Answer]
+Parse = Callable[[str, Experiments], Query]
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """Recommend and Rank. At most `max_in_flight` requests at once; more are refused at once."""
+    """Recommend, Rank and Similar. At most `max_in_flight` requests at once; more are refused at once."""
 
     def __init__(
         self,
@@ -57,13 +60,15 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
     ) -> pb.Slate:
         """A slate for a user."""
-        run = self._pipeline.recommend
-        return await self._answer(context, lambda request_id: recommend_query(request, request_id), run)
+        return await self._answer(context, partial(recommend_query, request), self._pipeline.recommend)
 
     async def Rank(self, request: pb.RankRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
         """The caller's own items."""
-        run = self._pipeline.rank
-        return await self._answer(context, lambda request_id: rank_query(request, request_id), run)
+        return await self._answer(context, partial(rank_query, request), self._pipeline.rank)
+
+    async def Similar(self, request: pb.SimilarRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
+        """Items like an item."""
+        return await self._answer(context, partial(similar_query, request), self._pipeline.similar)
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
@@ -73,7 +78,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """Ends the worker threads; call it after the server has stopped."""
         self._threads.shutdown(wait=True)
 
-    async def _answer(self, context: grpc.aio.ServicerContext, parse: Callable[[str], Query], run: Run) -> pb.Slate:
+    async def _answer(self, context: grpc.aio.ServicerContext, parse: Parse, run: Run) -> pb.Slate:
         started_s = self._last_request_s = perf_counter()
         if self._in_flight >= self._max_in_flight:
             self._metrics.shed.inc()
@@ -90,7 +95,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if left_s <= 0:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
         try:
-            query = parse(uuid.uuid4().hex)
+            query = parse(uuid.uuid4().hex, view.experiments)
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         seen = observed()

@@ -4,7 +4,7 @@ I items of the live table; N names of an entity, X rows of its snapshot, F its f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from features.specs import Entity, features_of
 from models.bundle import Bundle
 from models.item_table import Int32s, ItemTable
 from models.sources.trending import trending_scores
+from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.item_snapshot import EntityFeatures, Floats, SnapshotFeatures
 
 Float32s = npt.NDArray[np.float32]
@@ -32,10 +33,10 @@ class AlignedFeatures:
         values_CF: Floats = self.values_XF[self.row_N[code_C]]
         return values_CF
 
-    def column(self, f: int) -> Floats:
-        """One feature `[N]` of every name."""
-        column_N: Floats = self.values_XF[:, f][self.row_N]
-        return column_N
+    def column(self, f: int, code_C: Int32s | None = None) -> Floats:
+        """One feature `[C]` of the names with these codes, or `[N]` of every name."""
+        column_C: Floats = self.values_XF[self.row_N if code_C is None else self.row_N[code_C], f]
+        return column_C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,14 @@ class LiveView:
     trending_score_I: Float32s | None
     impressions_I: Float32s | None
     notes: tuple[str, ...] = ()
-    """Why the item features or the catalogue may be behind; empty when they are current."""
+    """What is not as it should be, such as item features that may be behind; empty when all is well."""
+    experiments: Experiments = NO_EXPERIMENTS
+    beside: Mapping[str, "LiveView"] = field(default_factory=dict)
+    """The views of the arms' bundles and the challenger's at the same moment, by bundle id."""
+
+    def of(self, bundle_id: str) -> "LiveView | None":
+        """The view of a bundle; None for one that is not loaded."""
+        return self if bundle_id == self.bundle.bundle_id else self.beside.get(bundle_id)
 
 
 class ViewBuilder:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,11 @@ from serving.observed_requests import ObservedRequests
 from serving.options import ServerConfig, parse_arguments
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.processes import CANNOT_START, StartError, end_with_parent
+from serving.rule_index import unknown_names
+from serving.rules import RulesError
+from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
+from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.snapshot_files import SnapshotReader
 from serving.topic_tail import TopicTail
@@ -62,8 +67,9 @@ class Worker:
         self._config = config
         self._clock_ms = clock_ms
         self._metrics = Metrics()
+        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
-        kafka = config.bootstrap_servers
+        kafka, settings = config.bootstrap_servers, pipeline_config(config)
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
@@ -79,12 +85,18 @@ class Worker:
             bundles_dir=config.bundles,
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
+            experiments_file=config.experiments,
+            clock_ms=clock_ms,
+            rerank=settings.rerank,
         )
+        self._shadow = ShadowScorer(self._metrics, busy=lambda: self._servicer.quiet_s() == 0.0)
         pipeline = Pipeline(
             users=self._users,
             slates=self._slates,
-            config=pipeline_config(config),
+            config=settings,
             clock_ms=clock_ms,
+            rules=lambda: self._rules.rules,
+            shadow=self._shadow,
         )
         self._servicer = RankingServicer(
             pipeline=pipeline,
@@ -113,6 +125,7 @@ class Worker:
             loop.add_signal_handler(signal_, self._stopping.set)
         self._follower.start()
         self._watcher.start()
+        self._rules.start()
         await self._observe()
         await self._drain(server)
 
@@ -142,10 +155,16 @@ class Worker:
                 serving = True
                 await self._set_health(health_pb2.HealthCheckResponse.SERVING)
             self._gauges.refresh()
+            self._count_rules()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
                 continue
+
+    def _count_rules(self) -> None:
+        self._metrics.rules_refused.set(self._rules.refused)
+        if (view := self._live.view) is not None:
+            self._metrics.rules_unknown_names.set(unknown_names(self._rules.rules, view.item_table))
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         _log.info("draining for at most %.0f s", DRAIN_S)
@@ -155,8 +174,10 @@ class Worker:
             await asyncio.sleep(QUIET_S / 5)
         await server.stop(DRAIN_S)
         self._watcher.stop()
+        self._rules.stop()
         self._follower.stop()
         self._servicer.close()
+        self._shadow.close()
         if self._slates is not None:
             self._slates.close()
         self._users.close()
@@ -170,6 +191,13 @@ class Worker:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> RulesWatcher:
+    try:
+        return RulesWatcher(file, on_switch)
+    except RulesError as error:
+        raise StartError(f"{error} The service does not start without the rules that it is given.") from error
 
 
 def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":

@@ -156,6 +156,9 @@ class Parts:
 
     refused: int = 0
     tiles_refused: int = 0
+    loaded: Mapping[str, Bundle] = field(default_factory=dict)
+    on_earlier_champion: bool = False
+    experiments_refused: int = 0
     connected: Mapping[str, bool] | bool = field(default_factory=dict)
 
 
