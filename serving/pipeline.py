@@ -250,7 +250,8 @@ class Pipeline:
         wanted = max(request.query.count, self._config.min_candidates) if arm.reranked else request.query.count
         reserve_ms = self._config.score_reserve_ms if arm.ranked else 0.0
         asked = self._asked(request, excluded)
-        return retrieve(view.bundle.sources, asked, arm, wanted, reserve_ms, request.progress)
+        quotas = arm.quotas_for(self._config.max_candidates)
+        return retrieve(view.bundle.sources, asked, quotas, wanted, reserve_ms, request.progress)
 
     def _asked(self, request: _Hydrated, excluded: Exclusions) -> RetrievalRequest:
         view, instant_ms = request.view, request.state.instant_ms

@@ -9,7 +9,6 @@ import numpy as np
 
 from models.sources.base import Candidates, Int32s, RetrievalRequest, Source, top
 from models.sources.merge import Merged, merge
-from serving.arms import Arm
 from serving.stages import RETRIEVE, Progress
 
 _log = logging.getLogger(__name__)
@@ -59,18 +58,18 @@ class Retrieved:
 def retrieve(
     sources: Mapping[str, Source],
     request: RetrievalRequest,
-    arm: Arm,
+    quotas: Mapping[str, int],
     wanted: int,
     reserve_ms: float,
     progress: Progress,
 ) -> Retrieved:
-    """Asks each source of the arm for its quota; a source that fails, or has no time left, degrades the stage.
+    """Asks each source for its quota; a source that fails, or has no time left, degrades the stage.
 
     Below `wanted` candidates the popular source, then the newest eligible items, fill up: a slate is short only
     when the catalogue is. `reserve_ms` is what the stages after this one need.
     """
     by_source: dict[str, Candidates] = {}
-    for name, quota in arm.quotas.items():
+    for name, quota in quotas.items():
         if progress.remaining_ms() < reserve_ms:
             progress.degrade(RETRIEVE, f"no time left for the source {name}")
             progress.asked(name, "no_time", progress.monotonic_s())

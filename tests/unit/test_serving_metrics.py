@@ -152,7 +152,7 @@ def test_store_errors_are_counted_by_kind(live: Live) -> None:
 
 @dataclass
 class Parts:
-    """Stands for the watcher, the upkeep and the slate log."""
+    """Stands for the watcher, the follower and the slate log."""
 
     refused: int = 0
     loaded: frozenset[str] = frozenset({"a", "b"})
@@ -164,12 +164,12 @@ class Parts:
 
 def test_gauges_follow_the_parts(bundle: Bundle) -> None:
     metrics, now, live = Metrics(), [NOW_MS], Live(ItemSnapshot().finalise_all(NOW_MS))
-    watcher, upkeep, slates = Parts(), Parts(), Parts(connected=True)
+    watcher, follower, slates = Parts(), Parts(), Parts(connected=True)
     gauges = Gauges(
         metrics=metrics,
         live=live,
         watcher=watcher,  # type: ignore[arg-type]
-        upkeep=upkeep,  # type: ignore[arg-type]
+        follower=follower,  # type: ignore[arg-type]
         slates=slates,  # type: ignore[arg-type]
         clock_ms=lambda: now[0],
     )
@@ -192,8 +192,8 @@ def test_gauges_follow_the_parts(bundle: Bundle) -> None:
     assert value("ranking_item_snapshot_age_seconds") == 0
     live.apply_items([replace(tiny_items()[0], available=False).to_json(), b"no item"])
     assert value("ranking_catalogue_age_seconds") == 0 and value("ranking_records_refused", topic="items") == 1
-    watcher.refused, upkeep.tiles_refused = 2, 3
-    upkeep.connected, slates.connected = {"items": True, "tiles": False}, False
+    watcher.refused, follower.tiles_refused = 2, 3
+    follower.connected, slates.connected = {"items": True, "tiles": False}, False
     assert value("ranking_bundles_refused") == 2 and value("ranking_records_refused", topic="tiles") == 3
     connected = [value("ranking_kafka_connected", topic=topic) for topic in ("items", "tiles", "slates")]
     assert connected == [1, 0, 0]

@@ -261,7 +261,7 @@ def test_the_client_needs_no_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_wrong_flags_are_refused(flags: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from serving.server import parse_arguments
+    from serving.options import parse_arguments
 
     with pytest.raises(SystemExit):
         parse_arguments(["--port", "1", "--bundles", ".", "--feature-repo", ".", *flags])
