@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": {"features", "batch"},
     "models": {"features", "models"},
     "serving": {"features", "models", "serving"},
-    "dags": {"features", "infra.airflow"},
+    "dags": {"features", "infra.airflow", "infra.airflow_gate"},
     "infra": set(ROOMS),
 }
 """Which of the project's rooms a room may import."""
