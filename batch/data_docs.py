@@ -11,7 +11,6 @@ from typing import Any
 import great_expectations as gx
 import pandas as pd
 from great_expectations import ExpectationSuite
-from great_expectations.core.batch_definition import BatchDefinition
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 from great_expectations.core.run_identifier import RunIdentifier
 from great_expectations.data_context.data_context.abstract_data_context import AbstractDataContext
@@ -20,10 +19,8 @@ from great_expectations.data_context.types.base import (
     InMemoryStoreBackendDefaults,
     ProgressBarsConfig,
 )
-from great_expectations.datasource.fluent.interfaces import Batch
 
 KEPT_RUNS = 50
-_BATCH = "sample"
 _SITE = "docs"
 _PREFIX = "run-"
 
@@ -39,16 +36,11 @@ class Judge:
         self._run_id = RunIdentifier(run_time=datetime.datetime.fromtimestamp(now_ms / 1000, tz=datetime.UTC))
 
     def validate(self, rows: pd.DataFrame, suite: ExpectationSuite) -> ExpectationSuiteValidationResult:
-        """Holds the rows against the suite, for `publish` to show."""
-        data = self._tables.add_dataframe_asset(suite.name).add_batch_definition(_BATCH)
+        """Holds the rows against the suite, for `publish` to show. Results name the index of each row that fails."""
+        data = self._tables.add_dataframe_asset(suite.name).add_batch_definition("sample")
         definition = gx.ValidationDefinition(name=suite.name, data=data, suite=self._context.suites.add(suite))
         added = self._context.validation_definitions.add(definition)
-        return added.run(batch_parameters={"dataframe": rows}, run_id=self._run_id)
-
-    def batch(self, suite: str, rows: pd.DataFrame) -> Batch:
-        """A part of the rows that were validated, to be held against single expectations."""
-        definition: BatchDefinition[Any] = self._tables.get_asset(suite).get_batch_definition(_BATCH)
-        return definition.get_batch({"dataframe": rows})
+        return added.run(batch_parameters={"dataframe": rows}, run_id=self._run_id, result_format="COMPLETE")
 
     def publish(self, site: Path, run_name: str) -> Path:
         """Builds the site of what was validated, and returns this run's page."""

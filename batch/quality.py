@@ -13,16 +13,16 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-from great_expectations import ExpectationSuite
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 
 from batch.command import fail, write_report
 from batch.data_docs import Judge
 from batch.day_profile import Date
-from batch.gates import GATES, Check, MissingTableError, Request
+from batch.gates import GATES, MissingTableError, Request
 from features.quality_limits import LimitsError, QualityLimits, SuiteLimits
 from features.quarantine import ALL, Failure, held_partitions, replace_failures
 
@@ -74,7 +74,7 @@ def _judge_suite(run: QualityRun, suite: str, judge: Judge) -> dict[str, object]
     for check in judged.checks:
         result = judge.validate(check.rows, check.suite)
         expectations += len(result.results)
-        failures += _failures([each for each in result.results if not each.success], check, judge)
+        failures += _failures((each for each in result.results if not each.success), check.rows)
     replace_failures(run.lake, suite, judged.version, run.now_ms, failures)
     return {
         "suite": suite,
@@ -86,64 +86,36 @@ def _judge_suite(run: QualityRun, suite: str, judge: Judge) -> dict[str, object]
     }
 
 
-def _failures(broken: list[ExpectationValidationResult], check: Check, judge: Judge) -> Iterator[Failure]:
-    """Names the partitions: what a column's values break is asked again of each event date alone."""
-    by_value = [result for result in broken if "_values_" in _kind(result) and not _raised(result)]
-    found: set[str] = set()
-    if by_value and "event_date" in check.rows:
-        again = ExpectationSuite(
-            name=f"{check.suite.name}_again",
-            expectations=[
-                result.expectation_config.to_domain_obj() for result in by_value if result.expectation_config
-            ],
-        )
-        for date, part in check.rows.groupby("event_date"):
-            results = judge.batch(check.suite.name, part).validate(again).results
-            for result in (each for each in results if not each.success):
-                found.add(_identity(result))
-                yield _failure(str(date), result)
+def _failures(broken: Iterable[ExpectationValidationResult], rows: pd.DataFrame) -> Iterator[Failure]:
+    """Names the partitions: the event dates of the rows that break the expectation, else the table as a whole."""
     for result in broken:
-        if _identity(result) not in found:
-            yield from (_failure(partition, result) for partition in _partitions(result, check.rows))
+        at = result.result.get("unexpected_index_list") or ()
+        per_date = rows.loc[list(at), "event_date"].value_counts() if "event_date" in rows else pd.Series(dtype="int64")
+        mostly = _kwargs(result).get("mostly", 1)
+        allowed = (
+            {date: (1 - mostly) * n for date, n in rows["event_date"].value_counts().items()} if mostly < 1 else {}
+        )
+        dates = [(date, n) for date, n in per_date.items() if n > allowed.get(date, 0)]
+        for date, count in dates:
+            yield _failure(str(date), result, {"unexpected_count": int(count)})
+        if not dates:
+            yield _failure(ALL, result, {})
 
 
-def _partitions(result: ExpectationValidationResult, rows: pd.DataFrame) -> Iterable[str]:
-    """Where copies stand, when that is what was found; else the table as a whole."""
-    columns = _columns(result)
-    if "unique" in _kind(result) and {"event_date", *columns} <= set(rows.columns):
-        return sorted({str(date) for date in rows.loc[rows.duplicated(columns, keep=False), "event_date"]}) or [ALL]
-    return [ALL]
-
-
-def _kind(result: ExpectationValidationResult) -> str:
+def _kwargs(result: ExpectationValidationResult) -> dict[str, Any]:
     assert result.expectation_config is not None  # Great Expectations always says what it judged
-    return result.expectation_config.type
+    return dict(result.expectation_config.kwargs)
 
 
-def _columns(result: ExpectationValidationResult) -> list[str]:
+def _failure(partition: str, result: ExpectationValidationResult, of_partition: dict[str, object]) -> Failure:
     assert result.expectation_config is not None  # as above
-    kwargs = result.expectation_config.kwargs
-    return list(kwargs.get("column_list") or [kwargs.get("column", "")])
-
-
-def _identity(result: ExpectationValidationResult) -> str:
-    assert result.expectation_config is not None  # as above
-    kwargs = {name: given for name, given in result.expectation_config.kwargs.items() if name != "batch_id"}
-    return f"{_kind(result)} {json.dumps(kwargs, sort_keys=True, default=str)}"
-
-
-def _raised(result: ExpectationValidationResult) -> bool:
-    """Whether it could not be judged at all, as when the column is absent."""
-    return "'raised_exception': True" in str(result.exception_info)
-
-
-def _failure(partition: str, result: ExpectationValidationResult) -> Failure:
+    kwargs = _kwargs(result)
     shown = {key: result.result[key] for key in _SHOWN if key in result.result}
     return Failure(
         partition=partition,
-        expectation=_kind(result),
-        column=",".join(_columns(result)),
-        observed=json.dumps(shown, default=str) if shown else str(result.exception_info)[:300],
+        expectation=result.expectation_config.type,
+        column=",".join(kwargs.get("column_list") or [kwargs.get("column", "")]),
+        observed=json.dumps({**shown, **of_partition}, default=str) if shown else str(result.exception_info)[:300],
     )
 
 
