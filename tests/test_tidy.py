@@ -34,7 +34,10 @@ NEVER_IMPORT: dict[str, set[str]] = {
 }
 """Which libraries a room never imports."""
 
-STDLIB_ONLY = ("names", "events", "items", "slates", "specs", "tiles", "interest", "daily", "ledger", "reference")
+STDLIB_ONLY = (
+    *("names", "events", "contract_versions", "items", "slates", "specs", "tiles", "interest", "daily", "ledger"),
+    "reference",
+)
 """Files of `features/` that every environment reads."""
 
 MAX_FUNCTION_LINES = 70

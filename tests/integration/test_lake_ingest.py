@@ -14,12 +14,12 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.sql import DataFrame, SparkSession
 
-from batch import ingest_stages
+from batch import contract_sql, ingest_stages
 from batch.ingest_stages import events_stage
 from batch.kafka_source import CheckpointError, DataLossError
-from batch.lake import TABLES, create_tables, read_table, row_count
+from batch.lake import INGESTED, TABLES, TableDefinition, create_tables, read_table, row_count
 from batch.lake_ingest import LakeIngest, run_ingest
-from features.events import HORIZON_MS, Event, EventType
+from features.events import FIELDS, HORIZON_MS, Event, EventField, EventType, FieldKind
 from features.items import Item
 from features.names import Topics
 
@@ -184,6 +184,39 @@ def test_killed_between_writes_ends_as_if_undisturbed(
     tables = (TABLES.silver_events, TABLES.too_late_events, TABLES.duplicates, TABLES.dead_letters)
     counts = [row_count(tmp_path, table) for table in tables]
     assert counts == [expected[name] for name in ("in_time", "too_late", "duplicate", "dead")]
+
+
+def test_a_schema_change_within_a_day_loses_and_doubles_nothing(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Producers send a new optional field, then readers know it, then a generation comes that they do not know."""
+    columns = "value BINARY, key BINARY, topic STRING, partition INT, offset BIGINT, arrival_ms BIGINT"
+
+    def stage(first: int, version: int, definitions: Sequence[TableDefinition] = INGESTED) -> None:
+        create_tables(tmp_path, tuple(definitions))
+        fields = [json.loads(event(n).to_json()) for n in range(first, first + 3)]
+        values = [json.dumps({**each, "schema_version": version, "mood": "calm"}).encode() for each in fields]
+        # Each batch also brings the one before it again, as after a kill.
+        sent.extend((bytearray(value), b"u1", "t", 0, first + n, NOW_MS) for n, value in enumerate(values))
+        events_stage(spark, tmp_path)(spark.createDataFrame(sent[-6:], columns), 0)
+
+    sent: list[tuple[object, ...]] = []
+    stage(0, 1)
+    stage(3, 2)
+    mood = EventField(name="mood", kind=FieldKind.ID, required_for=frozenset())
+    monkeypatch.setattr(contract_sql, "FIELDS", (*FIELDS, mood))
+    extended = [
+        replace(each, columns=f"mood STRING, {each.columns}") if each.path == TABLES.silver_events else each
+        for each in INGESTED
+    ]
+    stage(6, 2, extended)
+    stage(9, 100, extended)
+    rows = read_table(spark, tmp_path, TABLES.silver_events).orderBy("offset").collect()
+    told = [(row.event_id, row.schema_version, row.mood) for row in rows]
+    assert told == [(f"e{n}", 1 if n < 3 else 2, None if n < 6 else "calm") for n in range(9)]
+    dead = read_table(spark, tmp_path, TABLES.dead_letters).orderBy("offset").collect()
+    assert [(row.offset, row.reason) for row in dead] == [(n, "invalid:schema_version") for n in (9, 10, 11)]
+    assert row_count(tmp_path, TABLES.duplicates) == 0
 
 
 def test_lost_records_and_a_lost_checkpoint_fail_the_run(spark: SparkSession, ingest: LakeIngest) -> None:

@@ -367,7 +367,8 @@ def test_items_and_slates(tmp_path: Path) -> None:
     day, ahead = str(DAYS[-3]), str(TODAY + datetime.timedelta(days=1))
     assert found(suites["slates"]) == {
         (day, UNIQUE, "request_id"), (ahead, VALUES, "served_at_ms"), (day, NO_NULL, "bundle_id"),
-        (day, VALUES, "propensity"), (day, PAIRS, "request_id,position"), (day, PATTERN, "item_id"),
+        (day, PAIRS, "request_id,item_id"), (day, PAIRS, "request_id,position"), (day, VALUES, "propensity"),
+        (day, PATTERN, "item_id"),
     }  # fmt: skip
 
 
