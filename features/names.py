@@ -77,4 +77,4 @@ class LakeTables:
     examples: str = "gold/examples"
     """Training examples: one row an impression, features point in time, labels."""
     quarantine: str = "quarantine"
-    """Partitions that a quality gate refused, with the reasons."""
+    """Partitions that a quality gate has shut, with the reasons (`features.quarantine`)."""

@@ -44,7 +44,8 @@ class SuiteLimits(BaseModel):
     reference_days: int = Field(default=7, ge=1)
     """How many days before it a day is held against: a week has each weekday once."""
     min_reference_days: int = Field(default=3, ge=1)
-    """With fewer of them nothing is compared: a first day passes by the rules of its rows alone."""
+    """With fewer of them nothing is compared: a first day passes by the rules of its rows alone. More than
+    `reference_days` turns comparisons off."""
     min_day_rows: int = Field(default=1_000, ge=1)
     """Smaller days are not compared, nor counted as reference: of 1,000 rows, a share of one half is off by 0.03 by
     chance in one case of twenty."""

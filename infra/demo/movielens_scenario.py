@@ -25,6 +25,10 @@ MOVIELENS_WHEEL = "recbole"
 ARMS = ("millrace", "popular")
 
 
+QUALITY_LIMITS = "".join(f"[{suite}]\nmin_reference_days = 8\n" for suite in ("events", "examples"))
+"""People rate in sittings, so days are unlike each other: asking for more reference days than a week has compares none."""
+
+
 @dataclass(kw_only=True)
 class Hits:
     """Per user and arm: targets asked for, how many were in the slate, and their discounted gain."""
@@ -58,6 +62,7 @@ class MovieLensScenario:
     @classmethod
     def create(cls, options: DemoOptions, chain: Chain, report: Report) -> "MovieLensScenario":
         """Reads the wheel, downloading it at the first time. Raises `DataError` or `MovieLensError`."""
+        chain.settings.quality_limits.write_text(QUALITY_LIMITS)
         parameters = MovieLensParameters(seed=options.seed)
         data = load(data_wheel(MOVIELENS_WHEEL), now_ms=chain.phases.now_ms(), parameters=parameters)
         return cls(options=options, chain=chain, report=report, data=data)

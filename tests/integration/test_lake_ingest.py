@@ -192,25 +192,24 @@ def test_a_schema_change_within_a_day_loses_and_doubles_nothing(
     """Producers send a new optional field, then readers know it, then a generation comes that they do not know."""
     columns = "value BINARY, key BINARY, topic STRING, partition INT, offset BIGINT, arrival_ms BIGINT"
 
-    def stage(first: int, version: int, definitions: Sequence[TableDefinition] = INGESTED) -> None:
-        create_tables(tmp_path, tuple(definitions))
-        fields = [json.loads(event(n).to_json()) for n in range(first, first + 3)]
-        values = [json.dumps({**each, "schema_version": version, "mood": "calm"}).encode() for each in fields]
-        # Each batch also brings the one before it again, as after a kill.
-        sent.extend((bytearray(value), b"u1", "t", 0, first + n, NOW_MS) for n, value in enumerate(values))
-        events_stage(spark, tmp_path)(spark.createDataFrame(sent[-6:], columns), 0)
+    def record(n: int, version: int) -> tuple[object, ...]:
+        value = json.dumps({**json.loads(event(n).to_json()), "schema_version": version, "mood": "calm"})
+        return bytearray(value.encode()), b"u1", "t", 0, n, NOW_MS
 
-    sent: list[tuple[object, ...]] = []
-    stage(0, 1)
-    stage(3, 2)
+    def stage(records: list[tuple[object, ...]], definitions: Sequence[TableDefinition] = INGESTED) -> None:
+        create_tables(tmp_path, tuple(definitions))
+        events_stage(spark, tmp_path)(spark.createDataFrame(records, columns), 0)
+
+    morning = [record(n, 1 if n < 3 else 2) for n in range(6)]
+    stage(morning)
     mood = EventField(name="mood", kind=FieldKind.ID, required_for=frozenset())
     monkeypatch.setattr(contract_sql, "FIELDS", (*FIELDS, mood))
     extended = [
         replace(each, columns=f"mood STRING, {each.columns}") if each.path == TABLES.silver_events else each
         for each in INGESTED
     ]
-    stage(6, 2, extended)
-    stage(9, 100, extended)
+    # The last records of the morning come again, as after a kill.
+    stage([*morning[3:], *(record(n, 2 if n < 9 else 100) for n in range(6, 12))], extended)
     rows = read_table(spark, tmp_path, TABLES.silver_events).orderBy("offset").collect()
     told = [(row.event_id, row.schema_version, row.mood) for row in rows]
     assert told == [(f"e{n}", 1 if n < 3 else 2, None if n < 6 else "calm") for n in range(9)]
