@@ -1,15 +1,15 @@
 """What a bundle must pass before it is promoted. Each gate says by how much it was missed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.bundle import Bundle, BundleError, feature_mismatch
+from models.configuration import read_configuration
 from models.evaluate_bundle import BundleQuality, HeadCalibration
 from models.probes import empty_sources, scoring_ms, unscored
 from models.ranker_inputs import HEADS
@@ -61,19 +61,10 @@ class GateLimits(BaseModel):
 
     @classmethod
     def read(cls, file: Path | None) -> Self:
-        """The limits in a JSON file, the default ones without a file. Raises `RefusalError` saying what is wrong."""
+        """The limits in a file, the default ones without a file. Raises `RefusalError` saying what is wrong."""
         if file is None:
             return cls()
-        try:
-            return cls.model_validate(json.loads(file.read_text()))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise RefusalError(
-                f"gate limits {file}: {name}: {first['msg']}; allowed keys: {', '.join(cls.model_fields)}."
-            ) from None
-        except (OSError, ValueError) as error:
-            raise RefusalError(f"gate limits {file} cannot be read: {error}; give a JSON object.") from None
+        return read_configuration(cls, file, "gate limits")
 
 
 DEFAULT_LIMITS = GateLimits()

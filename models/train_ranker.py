@@ -4,7 +4,6 @@ The last tenth of the examples by time is test, the tenth before it validation (
 """
 
 import argparse
-import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from features import specs
 from features.names import LakeTables
 from models import refusal
 from models.bundle import CALIBRATION, LAYOUT, RANKER
+from models.configuration import read_configuration
 from models.examples import Examples, assemble, devices_of, example_batches, example_dataset, newest
 from models.item_table import ItemTable
 from models.leakage import LeakageError, check_split, check_windows, checked_histories
@@ -188,25 +188,16 @@ def main() -> None:
     parser.add_argument("--lake", type=Path, required=True, help="root of the Delta tables")
     parser.add_argument("--workspace", type=Path, required=True, help="holds the candidates' run, gets this one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--config", type=Path, help="JSON file of models.ranker.config.RankerConfig's fields")
+    parser.add_argument("--config", type=Path, help="file of models.ranker.config.RankerConfig's fields")
     parser.add_argument("--now-ms", type=int, help="names the run (default: the wall clock)")
     parser.add_argument("--run-id", help="name of the run (default: from the instant)")
     parser.add_argument("--report", type=Path, help="also write the report there")
     flags = parser.parse_args()
     now_ms = flags.now_ms if flags.now_ms is not None else time.time_ns() // 1_000_000
-    config = read_config(flags.config) if flags.config else RankerConfig()
+    config = read_configuration(RankerConfig, flags.config, "ranker configuration") if flags.config else RankerConfig()
     report = train(flags.lake, flags.workspace, flags.seed, config, flags.run_id or f"{KIND}-{now_ms}")
     if flags.report:
         atomic_json(flags.report, report)
-
-
-def read_config(file: Path) -> RankerConfig:
-    """The configuration in a JSON file. Raises `RefusalError` that names what is wrong."""
-    try:
-        return RankerConfig(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        wrong = " ".join(str(error).split())
-        raise refusal.RefusalError(f"ranker configuration {file}: {wrong}") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""A small blocking client of the ranking service: connection reuse, deadline, retry. Needs grpcio and protobuf only."""
+"""A small blocking client of the ranking service: connection reuse, deadline, retry. Needs grpcio and protobuf only.
+
+Where the caller uses OpenTelemetry and a span is current, the service's spans continue its trace.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
+from serving.trace_context import trace_metadata
 
 DEFAULT_TIMEOUT_S = 1.0
 _RETRY = (
@@ -17,7 +21,7 @@ _RETRY = (
     '"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, '
     '"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}'
 )
-"""Both calls only read, so they may be sent again. gRPC adds jitter to the backoff."""
+"""All calls only read, so they may be sent again. gRPC adds jitter to the backoff."""
 
 
 class RankingError(RuntimeError):
@@ -66,6 +70,8 @@ class Slate:
     candidates_retrieved: int
     candidates_scored: int
     unknown_item_ids: tuple[str, ...]
+    next_page_token: str = ""
+    """Gives the next page to `recommend`; empty where the scroll ends."""
 
 
 class RankingClient:
@@ -93,6 +99,9 @@ class RankingClient:
         allow_item_ids: Sequence[str] = (),
         block_item_ids: Sequence[str] = (),
         block_categories: Sequence[str] = (),
+        languages: Sequence[str] = (),
+        max_age_ms: int = 0,
+        page_token: str = "",
         explain: bool = False,
         timeout_s: float | None = None,
     ) -> Slate:
@@ -109,9 +118,12 @@ class RankingClient:
                 block_item_ids=block_item_ids,
                 categories=categories,
                 block_categories=block_categories,
+                languages=languages,
+                max_age_ms=max_age_ms,
             ),
             experiment_arm=arm,
             explain=explain,
+            page_token=page_token,
         )
         return self._called(self._stub.Recommend, request, timeout_s)
 
@@ -131,6 +143,31 @@ class RankingClient:
             user_id=user_id, surface=surface, device=device, locale=locale, item_ids=item_ids, explain=explain
         )
         return self._called(self._stub.Rank, request, timeout_s)
+
+    def similar(
+        self,
+        item_id: str,
+        count: int = 10,
+        *,
+        user_id: str = "",
+        surface: str = "",
+        locale: str = "",
+        categories: Sequence[str] = (),
+        languages: Sequence[str] = (),
+        explain: bool = False,
+        timeout_s: float | None = None,
+    ) -> Slate:
+        """Items like an item; with a user, none that they have seen or hidden. Raises `RankingError`."""
+        request = pb.SimilarRequest(
+            item_id=item_id,
+            user_id=user_id,
+            surface=surface,
+            locale=locale,
+            count=count,
+            filter=pb.ItemFilter(categories=categories, languages=languages),
+            explain=explain,
+        )
+        return self._called(self._stub.Similar, request, timeout_s)
 
     def serving(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> bool:
         """Whether the service is there and has a bundle."""
@@ -154,12 +191,13 @@ class RankingClient:
 
     def _called(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[pb.RecommendRequest | pb.RankRequest, pb.Slate]",
-        request: pb.RecommendRequest | pb.RankRequest,
+        method: "grpc.UnaryUnaryMultiCallable[pb.RecommendRequest | pb.RankRequest | pb.SimilarRequest, pb.Slate]",
+        request: pb.RecommendRequest | pb.RankRequest | pb.SimilarRequest,
         timeout_s: float | None,
     ) -> Slate:
         try:
-            return _slate(method(request, timeout=self._timeout_s if timeout_s is None else timeout_s))
+            timeout_s = self._timeout_s if timeout_s is None else timeout_s
+            return _slate(method(request, timeout=timeout_s, metadata=trace_metadata()))
         except grpc.RpcError as error:
             raise RankingError(error.code().name, error.details() or "no details") from error
 
@@ -183,6 +221,7 @@ def _slate(slate: pb.Slate) -> Slate:
         candidates_retrieved=slate.candidates_retrieved,
         candidates_scored=slate.candidates_scored,
         unknown_item_ids=tuple(slate.unknown_item_ids),
+        next_page_token=slate.next_page_token,
     )
 
 

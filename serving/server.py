@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -27,15 +27,25 @@ from features.names import Topics
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
+from serving.decoding import UndecodableRequests
+from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
+from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
+from serving.rule_index import unknown_names
+from serving.rules import RulesError
+from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
+from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
 from serving.users import UserReader
+
+if TYPE_CHECKING:
+    from serving.tracing import OtlpTracer
 
 _log = logging.getLogger(__name__)
 
@@ -60,11 +70,21 @@ class ServerConfig:
     """None: no Kafka; the catalogue and the item features stay as bundle and store have them, slates are not logged."""
     metrics_port: int | None
     topics: Topics
+    rules: Path | None = None
+    """What people pin, boost and block (`serving.rules`); None: nothing."""
     host: str = "127.0.0.1"
     max_in_flight: int = 32
     workers: int = 2
     """Threads that run the pipeline: one a core."""
     ranker_threads: int = 1
+    experiments: Path | None = None
+    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
+    otlp_endpoint: str | None = None
+    """`host:port` of an OpenTelemetry collector; None: no traces."""
+    trace_ratio: float = 0.05
+    """Share of requests that are traced, among those whose caller has not decided."""
+    slow_request_ms: int = 100
+    """Requests that take so long are logged."""
 
 
 class StartError(RuntimeError):
@@ -76,10 +96,10 @@ class Server:
 
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
-        self._clock_ms = clock_ms
         self._metrics = Metrics()
+        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
-        kafka = config.bootstrap_servers
+        kafka, settings = config.bootstrap_servers, PipelineConfig()
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
@@ -95,8 +115,19 @@ class Server:
             bundles_dir=config.bundles,
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
+            experiments_file=config.experiments,
+            clock_ms=clock_ms,
+            rerank=settings.rerank,
         )
-        pipeline = Pipeline(users=self._users, slates=self._slates, config=PipelineConfig(), clock_ms=clock_ms)
+        self._shadow = ShadowScorer(self._metrics, busy=lambda: self._servicer.quiet_s() == 0.0)
+        pipeline = Pipeline(
+            users=self._users,
+            slates=self._slates,
+            config=settings,
+            clock_ms=clock_ms,
+            rules=lambda: self._rules.rules,
+            shadow=self._shadow,
+        )
         self._servicer = RankingServicer(
             pipeline=pipeline,
             view=lambda: self._live.view,
@@ -104,6 +135,15 @@ class Server:
             max_in_flight=config.max_in_flight,
             workers=config.workers,
         )
+        self._gauges = Gauges(
+            metrics=self._metrics,
+            live=self._live,
+            watcher=self._watcher,
+            upkeep=self._upkeep,
+            slates=self._slates,
+            clock_ms=clock_ms,
+        )
+        self._tracer = _tracer(config, self._metrics)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -115,6 +155,7 @@ class Server:
             loop.add_signal_handler(signal_, self._stopping.set)
         self._upkeep.start()
         self._watcher.start()
+        self._rules.start()
         await self._observe()
         await self._drain(server)
 
@@ -122,7 +163,8 @@ class Server:
         config = self._config
         # Without this a second server would share the port silently and take half of the requests.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        server = grpc.aio.server(options=options)
+        observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
+        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -144,20 +186,20 @@ class Server:
         """Turns health to SERVING with the first bundle and keeps the gauges, until it is time to stop."""
         serving = False
         while not self._stopping.is_set():
-            view = self._live.view
-            if view is not None:
-                if not serving:
-                    serving = True
-                    await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-                self._metrics.catalogue_items.set(len(view.item_table))
-                self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
-            self._metrics.bundles_refused.set(self._watcher.refused)
-            self._metrics.records_refused.labels("items").set(self._live.items_refused)
-            self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
+            if not serving and self._live.view is not None:
+                serving = True
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._gauges.refresh()
+            self._count_rules()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
                 continue
+
+    def _count_rules(self) -> None:
+        self._metrics.rules_refused.set(self._rules.refused)
+        if (view := self._live.view) is not None:
+            self._metrics.rules_unknown_names.set(unknown_names(self._rules.rules, view.item_table))
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         _log.info("draining for at most %.0f s", DRAIN_S)
@@ -167,11 +209,15 @@ class Server:
             await asyncio.sleep(QUIET_S / 5)
         await server.stop(DRAIN_S)
         self._watcher.stop()
+        self._rules.stop()
         self._upkeep.stop()
         self._servicer.close()
+        self._shadow.close()
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        if self._tracer is not None:
+            self._tracer.close()
         _log.info("stopped")
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
@@ -180,6 +226,22 @@ class Server:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> RulesWatcher:
+    try:
+        return RulesWatcher(file, on_switch)
+    except RulesError as error:
+        raise StartError(f"{error} The service does not start without the rules that it is given.") from error
+
+
+def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
+    if config.otlp_endpoint is None:
+        return None
+    # Here, since OpenTelemetry is not needed without a collector.
+    from serving.tracing import OtlpTracer
+
+    return OtlpTracer(endpoint=config.otlp_endpoint, ratio=config.trace_ratio, metrics=metrics)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -200,6 +262,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number from 0 to 1")
+    return share
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: host:port, such as localhost:4317")
+    return text
+
+
 def _directory(text: str) -> Path:
     path = Path(text)
     if path.exists() and not path.is_dir():
@@ -215,6 +294,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--bundles", type=_directory, required=True, help="directory of bundles and champion.json")
     parser.add_argument("--feature-repo", type=_directory, required=True, help="directory of feature_store.yaml")
     parser.add_argument("--bootstrap-servers", help="Kafka; absent: no live item features, no slates logged")
+    parser.add_argument("--rules", type=Path, help="rules file, read again when it changes (default: no rules)")
     parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
     parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
     parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
@@ -222,6 +302,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
+    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
+    parser.add_argument(
+        "--otlp-endpoint", type=_address, help="HOST:PORT of an OTLP/gRPC collector (default: no traces)"
+    )
+    parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
+    parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
     topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
@@ -233,9 +319,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         bootstrap_servers=got.bootstrap_servers or None,
         metrics_port=got.metrics_port,
         topics=topics,
+        rules=got.rules,
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
+        experiments=got.experiments,
+        otlp_endpoint=got.otlp_endpoint,
+        trace_ratio=got.trace_ratio,
+        slow_request_ms=got.slow_request_ms,
     )
     return config, got.log_level
 

@@ -43,6 +43,11 @@ class SlateLog:
         self._thread = Thread(target=self._run, name="slate-log", daemon=True)
         self._thread.start()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers, as far as this client knows."""
+        return not self._down
+
     def submit(self, answer: Answer) -> str | None:
         """Queues the answer. Returns why it may not arrive, as a clause, or None when all is well."""
         try:
@@ -73,7 +78,8 @@ class SlateLog:
                 self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
             except Exception as error:  # noqa: BLE001 - a slate that cannot be sent is counted and never ends the thread
                 self._metrics.slates.labels("dropped").inc()
-                _log.warning("slate %s not logged: %s", answer.query.request_id, error)
+                # Without its text, which may hold what the slate holds.
+                _log.warning("slate %s not logged: %s", answer.query.request_id, type(error).__name__)
 
     def _delivered(self, error: KafkaError | None, _: Message) -> None:
         if error is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features.names import Topics
@@ -34,6 +35,11 @@ class Service:
         text = httpx.get(self.metrics_url, timeout=5).text
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))
 
+    def resident_bytes(self) -> int:
+        """Memory of all its processes."""
+        parent = psutil.Process(self.process.pid)
+        return sum(process.memory_info().rss for process in (parent, *parent.children(recursive=True)))
+
 
 def write_feature_repo(directory: Path) -> Path:
     """Writes a feature repo with an SQLite store and returns the store's file."""
@@ -46,6 +52,7 @@ def write_feature_repo(directory: Path) -> Path:
 def ranking_service(
     directory: Path, kafka: str | None, topics: Topics, *extra: str, repo: bool = True
 ) -> Iterator[Service]:
+    """Starts the service with extra flags and waits until it answers; ends it on leaving."""
     store = write_feature_repo(directory) if repo else directory / "online.db"
     port, metrics_port, bundles, log = free_port(), free_port(), directory / "bundles", directory / "serving.log"
     bundles.mkdir(exist_ok=True)
@@ -62,6 +69,7 @@ def ranking_service(
 
 def health(address: str) -> int | None:
     """The service's health status; None while nothing answers."""
+    """The service's health status; None while nothing answers."""
     with grpc.insecure_channel(address) as channel:
         try:
             return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1).status
@@ -70,6 +78,7 @@ def health(address: str) -> int | None:
 
 
 def promoted(service: Service, label: str = "tiny") -> str:
+    """Promotes a tiny bundle and returns its id once the service is SERVING."""
     """Promotes a tiny bundle and returns its id once the service is SERVING."""
     bundle_id = write_tiny_bundle(service.bundles, label).name
     promote(service.bundles, bundle_id)

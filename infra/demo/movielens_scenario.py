@@ -23,10 +23,8 @@ from streaming.producer import Producer
 
 MOVIELENS_WHEEL = "recbole"
 ARMS = ("millrace", "popular")
-
-
 QUALITY_LIMITS = "".join(f"[{suite}]\nmin_reference_days = 8\n" for suite in ("events", "examples"))
-"""People rate in sittings, so days are unlike each other: asking for more reference days than a week has compares none."""
+"""People rate in sittings, so days are unlike each other: more reference days than a week has compare none."""
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,13 @@
 """One evaluation from tables to a report."""
 
-import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from models.configuration import read_configuration
 from models.interactions import Kind
 from models.interactions.protocol import build_test, measure, summarise
 from models.interactions.recommenders import CONFIGS, Config, train
@@ -90,16 +90,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any]:
 
 
 def read_config(kind: Kind, file: Path | None) -> Config:
-    """The model's configuration from a JSON file, or its default. Raises `RefusalError` that names what is wrong."""
+    """The model's configuration from a file, or its default. Raises `RefusalError` that names what is wrong."""
     if file is None:
         return CONFIGS[kind]()
-    try:
-        return CONFIGS[kind](**json.loads(file.read_text()))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name, allowed = ".".join(map(str, first["loc"])), ", ".join(CONFIGS[kind]().model_dump())
-        raise RefusalError(
-            f"{kind} configuration {file}: {name}: {first['msg']}; fields: {allowed or 'none'}."
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise RefusalError(f"{kind} configuration {file}: {error}; give a JSON object.") from error
+    return read_configuration(CONFIGS[kind], file, f"{kind} configuration")

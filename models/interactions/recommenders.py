@@ -1,6 +1,5 @@
 """What is evaluated: models that score every item for users of the training table. Shapes: B users, I items."""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +32,7 @@ class PopularConfig(BaseModel):
 
 
 Config = AlsConfig | Item2ItemConfig | PopularConfig
-CONFIGS: dict[Kind, Callable[..., Config]] = {
+CONFIGS: dict[Kind, type[Config]] = {
     Kind.ALS: AlsConfig,
     Kind.ITEM2ITEM: Item2ItemConfig,
     Kind.POPULAR: PopularConfig,

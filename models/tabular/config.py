@@ -1,12 +1,14 @@
 """What a table's columns mean, how its rows are split, and the network that learns from them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.refusal import RefusalError
+from models.configuration import checked, read_configuration
+
+UNION_TAGS = ("column", "time", "random")
+"""How a split is chosen: pydantic puts it into the path of a wrong key."""
 
 RUN = "run"
 """Key of the metrics file that holds what belongs to no task."""
@@ -167,37 +169,10 @@ class TabularConfig(_Strict):
 
 
 def read_config(file: Path) -> TabularConfig:
-    """The configuration in a JSON or YAML file. Raises `RefusalError` that names every wrong key."""
-    is_yaml = file.suffix in (".yaml", ".yml")
-    try:
-        record = _from_yaml(file) if is_yaml else json.loads(file.read_text())
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise RefusalError(f"configuration {file} cannot be read: {reason}; give a JSON or YAML file.") from error
-    return parse_config(record, str(file))
-
-
-def _from_yaml(file: Path) -> object:
-    import yaml
-
-    try:
-        return yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+    """The configuration in a file. Raises `RefusalError` that names every wrong key."""
+    return read_configuration(TabularConfig, file, "configuration", UNION_TAGS)
 
 
 def parse_config(record: object, source: str) -> TabularConfig:
     """The configuration in a parsed file. Raises `RefusalError` that names every wrong key."""
-    try:
-        return TabularConfig.model_validate(record)
-    except ValidationError as error:
-        wrong = "; ".join(_told(part["loc"], part["type"], part["msg"]) for part in error.errors(include_url=False))
-        raise RefusalError(f"configuration {source}: {wrong}.") from error
-
-
-def _told(place: tuple[int | str, ...], kind: str, message: str) -> str:
-    where = ".".join(str(part) for part in place if part not in ("column", "time", "random") or part == place[-1])
-    if kind == "extra_forbidden":
-        return f"unknown key {where}; remove it or correct its name"
-    message = message.removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}" if where else message
+    return checked(TabularConfig, record, f"configuration {source}", UNION_TAGS)

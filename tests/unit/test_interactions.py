@@ -169,7 +169,7 @@ def test_other_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"cannot be read: .*give Parquet, or CSV"):
         read_training(tmp_path / "broken.parquet")
     (tmp_path / "c.json").write_text('{"embeding_dim": 8}')
-    with pytest.raises(RefusalError, match=r"embeding_dim: Extra inputs.*fields: .*embedding_dim"):
+    with pytest.raises(RefusalError, match=r"unknown key embeding_dim; allowed: .*embedding_dim"):
         read_config(Kind.ALS, tmp_path / "c.json")
     with pytest.raises(RefusalError, match=r"ranks: got 0; allowed: whole numbers from 1"):
         evaluate(Evaluation(train=train_path, test=test_path, negatives=negatives_path, ranks=(0,)))

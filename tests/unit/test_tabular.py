@@ -170,7 +170,7 @@ def test_a_configuration_is_read_from_json_and_yaml(tmp_path: Path) -> None:
         assert read_config(tmp_path / name) == config()
     for name in ("c.json", "c.yaml"):
         (tmp_path / name).write_text("{")
-        with pytest.raises(RefusalError, match="give a JSON or YAML file"):
+        with pytest.raises(RefusalError, match="give a JSON, TOML or YAML file"):
             read_config(tmp_path / name)
 
 
