@@ -48,6 +48,8 @@ from features.specs import Entity, WindowedFeature, features_of
 
 JUDGED_DAYS = 3
 """Today and the days that a late event may still reach (`features.events.HORIZON_MS`)."""
+_ITEMS_A_SLATE = 20
+"""As many rows as a slate has usually: of slates, that part of `max_rows` is judged."""
 _DATE = "event_date"
 _EVENTS = Profiled(classes="event_type", numbers=("watch_ms", "duration_ms", "position"))
 _USER_FEATURES = tuple(
@@ -226,18 +228,18 @@ def judge_slates(request: Request) -> Judged:
     first = min({request.today - datetime.timedelta(days=JUDGED_DAYS), *request.held_dates, *request.asked})
     dataset = table.to_pyarrow_dataset()
     served = pc.field("served_at_ms") >= _start_ms(first)
-    slates = dataset.to_table(columns=[*SLATE_COLUMNS, "items"], filter=served | pc.field("served_at_ms").is_null())
-    slates = slates.slice(max(0, slates.num_rows - request.max_rows)).to_pandas()
+    read = dataset.to_table(columns=[*SLATE_COLUMNS, "items"], filter=served | pc.field("served_at_ms").is_null())
+    read = read.slice(max(0, read.num_rows - request.max_rows // _ITEMS_A_SLATE)).combine_chunks()
+    slates = read.drop_columns("items").to_pandas()
     slates[_DATE] = [ALL if pd.isna(at) else str(utc_date(int(at))) for at in slates["served_at_ms"]]
-    shown = slates[["request_id", _DATE, "items"]].explode("items").dropna(subset=["items"])
-    shown = shown.reset_index(drop=True)
-    for name in SLATE_ITEM_COLUMNS[1:]:
-        shown[name] = [each[name] for each in shown["items"]]
+    shown = pd.DataFrame(pc.list_flatten(read.column("items")).to_pylist(), columns=SLATE_ITEM_COLUMNS[1:])
+    of_slate = slates.loc[pc.list_parent_indices(read.column("items")).to_pylist(), ["request_id", _DATE]]
+    shown = pd.concat([of_slate.reset_index(drop=True), shown], axis=1)
     return Judged(
         version=table.version(),
         checks=(
-            Check(rows=slates.drop(columns="items"), suite=slates_suite(request.now_ms, request.limits)),
-            Check(rows=shown.drop(columns="items"), suite=slate_items_suite()),
+            Check(rows=slates, suite=slates_suite(request.now_ms, request.limits)),
+            Check(rows=shown, suite=slate_items_suite()),
         ),
     )
 

@@ -55,14 +55,17 @@ class Failure:
 
 
 def replace_failures(lake: Path, suite: str, table_version: int, judged_at_ms: int, failures: list[Failure]) -> None:
-    """Makes these the suite's refusals, in one commit; none at all opens the gate."""
+    """Makes these the suite's refusals, in one commit; none at all opens the gate.
+
+    Each suite has a partition of its own, so gates that run at a time do not meet.
+    """
     path = str(lake / TABLES.quarantine)
     stamp = {"suite": suite, "table_version": table_version, "judged_at_ms": judged_at_ms}
     rows = pa.Table.from_pylist([{**stamp, **asdict(failure)} for failure in failures], schema=_SCHEMA)
     mine = f"suite = '{suite}'"
     if not DeltaTable.is_deltatable(path):
         if failures:
-            write_deltalake(path, rows)
+            write_deltalake(path, rows, partition_by=["suite"], mode="append")
     elif failures:
         write_deltalake(path, rows, mode="overwrite", predicate=mine)
     elif held_partitions(lake, suite):
