@@ -32,7 +32,7 @@ from serving.contend import contenders
 from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
 from serving.paging import ItemHashes
 from serving.query import Query
-from serving.rerank import RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank import Contenders, RankedRows, RerankConfig, by_score, draw_rng, rerank
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
 from serving.rules import NO_RULES, Audience, Rules
@@ -135,11 +135,13 @@ class Pipeline:
         with progress.stage(SCORE):
             scored = self._score(request, item_index_C, retrieval_score_C)
         with progress.stage(RERANK):
-            rows = self._rerank(request, retrieved, item_index_C, scored, pinned)
+            rows, contended = self._rerank(request, retrieved, item_index_C, scored, pinned)
             if request.arm is RANDOM_ARM:
                 rows = _uniform(rows, excluded.eligible)
         token = _next_page_token(request, excluded, item_index_C, rows)
-        return self._finished(request, retrieved, item_index_C, scored, rows, next_page_token=token)
+        return self._finished(
+            request, retrieved, item_index_C, scored, rows, excluded=excluded, contenders=contended, token=token
+        )
 
     def similar(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The neighbours of an item, in the order of the merge; what is popular for an item without any."""
@@ -156,7 +158,7 @@ class Pipeline:
         with progress.stage(RERANK):
             scored = unranked(retrieval_score_C)
             rows = by_score(scored.score_C, query.count)
-        return self._finished(request, retrieved, item_index_C, scored, rows)
+        return self._finished(request, retrieved, item_index_C, scored, rows, excluded=excluded)
 
     def rank(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The caller's own items by score; without the ranker in the caller's order."""
@@ -282,18 +284,19 @@ class Pipeline:
         item_index_C: Int32s,
         scored: Scored,
         pinned: tuple[PinnedItem, ...],
-    ) -> RankedRows:
+    ) -> tuple[RankedRows, Contenders | None]:
         query, progress = request.query, request.progress
         fallback = by_score(scored.score_C, query.count)
         if not request.arm.reranked:
-            return fallback
+            return fallback, None
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
-            return fallback
+            return fallback, None
         try:
             effects = request.rules.effects(request.audience, item_index_C, pinned)
+            contended = contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms)
             rows = rerank(
-                contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
+                contended,
                 query.count,
                 self._config.rerank,
                 draw_rng(query.request_id) if query.explore else None,
@@ -302,10 +305,10 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
             _log.exception("the rerank failed", extra={"request_id": query.request_id})
             progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
-            return fallback
+            return fallback, None
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
-        return rows
+        return rows, contended
 
     def _finished(
         self,
@@ -315,12 +318,17 @@ class Pipeline:
         scored: Scored,
         rows: RankedRows,
         *,
+        excluded: Exclusions | None = None,
+        contenders: Contenders | None = None,
         unknown_item_ids: tuple[str, ...] = (),
-        next_page_token: str = "",
+        token: str = "",
     ) -> Answer:
         answer = Answer(
             query=request.query,
             view=request.view,
+            state=request.state,
+            value_weights=request.view.bundle.value_weights,
+            rerank=self._config.rerank,
             progress=request.progress,
             served_at_ms=self._clock_ms(),
             newest_event_ms=request.state.newest_event_ms,
@@ -328,8 +336,10 @@ class Pipeline:
             item_index_C=item_index_C,
             scored=scored,
             rows=rows,
+            excluded=excluded,
+            contenders=contenders,
             unknown_item_ids=unknown_item_ids,
-            next_page_token=next_page_token,
+            next_page_token=token,
             rules_version=request.rules.rules.version,
         )
         with request.progress.stage(SIDE_EFFECTS):

@@ -7,7 +7,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
 
-from serving.answer import Answer, to_record
+from serving.answer import Answer
+from serving.slate_record import to_record
 from serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)

@@ -26,11 +26,12 @@ from models.ranker.scorer import Ranker
 from models.ranker_inputs import HEADS, RankerLayout
 from models.sources import AlsSource, ExplorationSource, PopularSource, TrendingSource
 from models.value import DEFAULT_WEIGHTS
-from serving.answer import Answer, to_record
+from serving.answer import Answer
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import Query
+from serving.slate_record import to_record
 from serving.stages import Progress
 from serving.users import unknown_user
 from serving.view import LiveView
