@@ -65,7 +65,7 @@ class SlateEvidence:
     sources: Mapping[str, int]
     """How many items each source proposed."""
     excluded_since: Mapping[str, Mapping[str, Any]]
-    """For each reason, which items that the bundle's catalogue lacks were filtered: `ids`, or with `but` all but them."""
+    """For each reason, which items that came after the bundle were filtered: `ids`, or with `but` all but them."""
     candidates_retrieved: int
     stage_ms: Mapping[str, float]
     unknown_item_ids: tuple[str, ...]
@@ -120,7 +120,9 @@ class SlateRecord:
         # The objects' `vars` are their fields: 5 times as fast as `asdict`, and than calling back for each of them.
         record = {
             **vars(self),
-            "items": [{name: got for name, got in vars(item).items() if name != "features" or got} for item in self.items],
+            "items": [
+                {name: got for name, got in vars(item).items() if name != "features" or got} for item in self.items
+            ],
             "candidates": [vars(candidate) for candidate in self.candidates],
             "evidence": None if self.evidence is None else self.evidence.to_fields(),
         }

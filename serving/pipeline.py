@@ -137,7 +137,7 @@ class Pipeline:
         with progress.stage(RERANK):
             rows, contended = self._rerank(request, retrieved, item_index_C, scored, pinned)
             if request.arm is RANDOM_ARM:
-                rows = _uniform(rows, excluded.eligible)
+                rows = uniform(rows, excluded.eligible)
         token = _next_page_token(request, excluded, item_index_C, rows)
         return self._finished(
             request, retrieved, item_index_C, scored, rows, excluded=excluded, contenders=contended, token=token
@@ -349,7 +349,7 @@ class Pipeline:
         return answer
 
 
-def _uniform(rows: RankedRows, eligible: int) -> RankedRows:
+def uniform(rows: RankedRows, eligible: int) -> RankedRows:
     """The propensities of a draw without replacement: one in what is left at each position."""
     left_S = np.maximum(eligible - np.arange(len(rows.row_S)), 1)
     return replace(rows, propensity_S=1.0 / left_S)

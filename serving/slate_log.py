@@ -8,8 +8,8 @@ from typing import Any
 from confluent_kafka import KafkaError, Message, Producer
 
 from serving.answer import Answer
-from serving.slate_record import to_record
 from serving.metrics import Metrics
+from serving.slate_record import to_record
 
 _log = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ from models.history import HISTORY_EVENTS
 from models.item_table import UNKNOWN, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES
 from serving.answer import Answer
+from serving.arms import RANDOM
 from serving.query import Query
 from serving.score import SUNK_SCORE
 
@@ -172,7 +173,7 @@ def _evidence(answer: Answer, row_C: npt.NDArray[np.int64], full_features: bool)
         unknown_item_ids=answer.unknown_item_ids,
         next_page_token=answer.next_page_token,
         candidate_features=() if answer.scored.inputs is None else CANDIDATE_FEATURES,
-        full_features=full_features or len(answer.rows.row_S) == len(row_C),
+        full_features=len(arrays.get("input_row_R", ())) == len(answer.item_index_C) > 0,
         arrays=pack({name: packed(array) for name, array in arrays.items()}),
     )
 
@@ -205,9 +206,13 @@ def _settings(answer: Answer) -> dict[str, Any]:
         "value_weights": dict(answer.value_weights),
         "rerank": None if rules is None else asdict(answer.rerank),
         "rules_version": answer.rules_version,
-        "boosts": [] if rules is None else [{"rule": b.rule, "add": b.add, "multiply": b.multiply} for b in rules.boosts],
+        "boosts": []
+        if rules is None
+        else [{"rule": b.rule, "add": b.add, "multiply": b.multiply} for b in rules.boosts],
         "pins": [] if rules is None else [asdict(pin) for pin in rules.pins],
-        "eligible": None if answer.excluded is None else answer.excluded.eligible,
+        "drawn_from": answer.excluded.eligible
+        if answer.excluded is not None and answer.query.arm == RANDOM.name
+        else None,
         "heads": list(answer.scored.probabilities),
     }
 
