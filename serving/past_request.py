@@ -152,8 +152,10 @@ def _put_together(record: SlateRecord, evidence: SlateEvidence, bundle: Bundle) 
 
 def _retrieved(evidence: SlateEvidence, arrays: Arrays, known: Int32s) -> Retrieved:
     proposed_N = known[arrays["source_item_N"]]
-    ends = np.cumsum(list(evidence.sources.values()), dtype=np.int64)[:-1]
-    parts = np.split(proposed_N, ends) if evidence.sources else []
+    ends = np.cumsum(list(evidence.sources.values()), dtype=np.int64)
+    if len(proposed_N) != (ends[-1] if len(ends) else 0):
+        raise ValueError(f"got {len(proposed_N)} proposals of sources with {dict(evidence.sources)}")
+    parts = np.split(proposed_N, ends[:-1]) if len(ends) else []
     by_source = {
         name: Candidates(item_index=part, score=np.zeros(len(part), np.float32))
         for name, part in zip(evidence.sources, parts, strict=True)

@@ -39,6 +39,8 @@ from serving.score import SUNK_SCORE
 
 MAX_LOGGED = 1_000
 """Of a Rank with more items the best so many are logged, so that a record stays within what Kafka takes."""
+MAX_NAMED = 1_000
+"""Of the items that came after the bundle and that a reason excludes, as many are named at least."""
 CANDIDATE_SUFFIXES = ("_C", "_CF", "_CS")
 """Inputs of the ranker with a row a candidate."""
 
@@ -276,8 +278,8 @@ def _proposed(answer: Answer, known: Int32s) -> dict[str, Int32s]:
 
 
 def _exclusions(answer: Answer) -> tuple[Arrays, dict[str, dict[str, Any]]]:
-    """Each reason's bits over the bundle's items, and the ids of later items that it named, or did not name if those
-    are fewer.
+    """Each reason's bits over the bundle's items, and the ids of later items that it named; beyond `MAX_NAMED` those
+    that it did not name, if they are fewer.
     """
     if answer.excluded is None:
         return {}, {}
@@ -289,7 +291,7 @@ def _exclusions(answer: Answer) -> tuple[Arrays, dict[str, dict[str, Any]]]:
         later = mask_I[bundled:]
         marked = int(np.count_nonzero(later))
         if marked:
-            but = marked > len(later) // 2
+            but = marked > max(MAX_NAMED, len(later) // 2)
             index = np.flatnonzero(later != but) + bundled
             since[reason] = {"but": but, "ids": [item_ids[i] for i in index.tolist()]}
     return bits, since

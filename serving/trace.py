@@ -15,8 +15,8 @@ from serving.retrieve import REQUEST
 from serving.score import SUNK_SCORE
 from serving.stages import FILTER, RERANK, RETRIEVE, SCORE
 
-_STEPS = 24
-"""Halvings of the search for a needed score: to a ten-millionth of the range of scores."""
+_DOUBLINGS, _HALVINGS = 6, 24
+"""Of the search for a needed score: up to 32 times the range of scores above the best, and to a millionth of it."""
 _EXCLUDED = "excluded_"
 
 
@@ -59,8 +59,13 @@ def excluded_for(past: PastRequest, item_id: str) -> tuple[str, ...]:
     reasons = [name.removeprefix(_EXCLUDED) for name in past.arrays if name.startswith(_EXCLUDED)]
     if at is not None:
         return tuple(reason for reason in reasons if past.arrays[_EXCLUDED + reason][at >> 3] >> (7 - (at & 7)) & 1)
-    since, later = past.evidence.excluded_since, item_id in past.view.item_table.index
-    return tuple(r for r in since if (item_id in since[r]["ids"]) != (since[r]["but"] and later))
+    later = item_id in past.view.item_table.index
+    named = {reason: item_id in since["ids"] for reason, since in past.evidence.excluded_since.items()}
+    return tuple(
+        reason
+        for reason, since in past.evidence.excluded_since.items()
+        if (later and not named[reason] if since["but"] else named[reason])
+    )
 
 
 def needed_score(past: PastRequest, row: int) -> float | None:
@@ -78,12 +83,14 @@ def needed_score(past: PastRequest, row: int) -> float | None:
     finite = past.score_C[np.isfinite(past.score_C)]
     if not past.count or not finite.size:
         return None
-    spread = max(float(finite.max() - finite.min()), 1e-6)
-    low, high = min(float(past.score_C[row]), float(finite.min())), float(finite.max()) + spread
-    low = low if np.isfinite(low) else float(finite.min()) - spread
-    if not shown_with(high):
+    best, spread = float(finite.max()), max(float(finite.max() - finite.min()), 1e-6)
+    enough = (best + spread * 2**k for k in range(_DOUBLINGS))
+    high = next((score for score in enough if shown_with(score)), None)
+    if high is None:
         return None
-    for _ in range(_STEPS):
+    low = float(past.score_C[row])
+    low = low if np.isfinite(low) else float(finite.min()) - spread
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if shown_with(middle) else (middle, high)
     return high
