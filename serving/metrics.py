@@ -79,6 +79,18 @@ class Metrics:
             "ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=self.registry
         )
         self.rules = RuleMetrics(self.registry)
+        self.logged_requests = Counter(
+            "ranking_logged_requests",
+            "Requests by fate in the request log: kept, dropped.",
+            ["fate"],
+            registry=self.registry,
+        )
+        self.feedback_events = Counter(
+            "ranking_feedback_events",
+            "Events of Feedback by fate: accepted, refused, unacknowledged.",
+            ["fate"],
+            registry=self.registry,
+        )
         self.bundle_info = Gauge(
             "ranking_bundle_info", "1 for the bundle in use.", ["bundle_id"], registry=self.registry
         )

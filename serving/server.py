@@ -28,11 +28,14 @@ from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
+from serving.explain import Explainer
+from serving.feedback import Feedback
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
 from serving.pipeline import Pipeline, PipelineConfig
+from serving.request_log import RequestLogReader, RequestLogWriter
 from serving.rule_index import unknown_names
 from serving.rules import RulesError
 from serving.rules_watch import RulesWatcher
@@ -66,6 +69,10 @@ class ServerConfig:
     topics: Topics
     rules: Path | None = None
     """What people pin, boost and block (`serving.rules`); None: nothing."""
+    request_log: Path | None = None
+    """Directory of the request log, which processes of one machine may share; None: none is kept."""
+    full_features_share: float = 0.05
+    """Of the requests, how many are logged with the features of every candidate; explained ones are in any case."""
     host: str = "127.0.0.1"
     max_in_flight: int = 32
     workers: int = 2
@@ -89,7 +96,11 @@ class Server:
         kafka = config.bootstrap_servers
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
-        self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
+        requests = None if config.request_log is None else RequestLogWriter(config.request_log, clock_ms)
+        self._slates = None
+        if kafka is not None or requests is not None:
+            share = config.full_features_share
+            self._slates = SlateLog(kafka, config.topics.slates, self._metrics, requests=requests, full_share=share)
         self._upkeep = Upkeep(
             live=self._live,
             open_store=lambda version: open_backend(store_location(config.feature_repo), version),
@@ -116,6 +127,8 @@ class Server:
             metrics=self._metrics,
             max_in_flight=config.max_in_flight,
             workers=config.workers,
+            explainer=None if config.request_log is None else self._explainer(config.request_log),
+            feedback=None if kafka is None else Feedback(kafka, config.topics.events, self._metrics, clock_ms),
         )
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
@@ -195,6 +208,9 @@ class Server:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
+    def _explainer(self, request_log: Path) -> Explainer:
+        return Explainer(RequestLogReader(request_log), lambda: self._live.view, self._config.bundles)
+
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
 
@@ -224,6 +240,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number from 0 to 1")
+    return share
+
+
 def _directory(text: str) -> Path:
     path = Path(text)
     if path.exists() and not path.is_dir():
@@ -243,13 +269,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
     parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
     parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
+    parser.add_argument("--events-topic", default=Topics.events, help="where Feedback goes (default: %(default)s)")
+    parser.add_argument("--request-log", type=_directory, help="directory of the last day's requests (default: none)")
+    parser.add_argument("--full-features-share", type=_share, default=0.05, help="share of requests logged in full")
     parser.add_argument("--topics-version", default=specs.version(), help="suffix of the derived topics")
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
-    topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
+    topics = Topics(version=got.topics_version, events=got.events_topic, items=got.items_topic, slates=got.slates_topic)
     config = ServerConfig(
         port=got.port,
         host=got.host,
@@ -259,6 +288,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         metrics_port=got.metrics_port,
         topics=topics,
         rules=got.rules,
+        request_log=got.request_log,
+        full_features_share=got.full_features_share,
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,

@@ -85,7 +85,7 @@ def needed_score(past: PastRequest, row: int) -> float | None:
         return None
     best, spread = float(finite.max()), max(float(finite.max() - finite.min()), 1e-6)
     enough = (best + spread * 2**k for k in range(_DOUBLINGS))
-    high = next((score for score in enough if shown_with(score)), None)
+    high: float | None = next((score for score in enough if shown_with(score)), None)
     if high is None:
         return None
     low = float(past.score_C[row])
