@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from features.clock import wall_clock_ms
-from infra.commands import CommandError, evaluate, models, rules, say, train, weights
+from infra.commands import CommandError, evaluate, experiments, models, rules, say, train, weights
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
@@ -33,6 +33,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
 app.add_typer(rules.app, name="rules")
+app.add_typer(experiments.app, name="experiments")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -243,7 +244,7 @@ def ledger() -> None:
 def recommend(
     user: Annotated[str, typer.Argument(metavar="USER", help="user_id; an unknown one gets what is popular.")],
     count: Annotated[int, typer.Option(min=1, max=500, help="How many items.")] = 10,
-    arm: Annotated[str, typer.Option(help="Arm: millrace, popular or random; default: the user's own.")] = "",
+    arm: Annotated[str, typer.Option(help="millrace, popular, random or EXPERIMENT/ARM; default: the user's.")] = "",
 ) -> None:
     """Ask the ranking service for a slate and show it as a table."""
     _show_slate(lambda client: client.recommend(user, count=count, arm=arm, explain=True))

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """What training tasks hand to one another."""
     feature_repo_dir: Path = _below_var("feature-repo")
     """Feast's repository: `feature_store.yaml` and its registry."""
+    experiments_file: Path = _below_var("experiments.toml")
+    """Experiments of the ranking service; none without the file. An example: infra/serving/experiments.toml."""
     dags_dir: Path = ROOT / "dags"
     """The folder that Airflow reads."""
     online_store: str = ""

@@ -12,9 +12,10 @@ from features.user_state import UserState
 from models.item_table import Int32s
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
 from serving import ranking_pb2 as pb
+from serving.arms import Arm
 from serving.filters import Exclusions
 from serving.query import Query
-from serving.rerank import Contenders, Move, RankedRows, RerankConfig, by_score
+from serving.rerank import Contenders, Move, RankedRows, by_score
 from serving.retrieve import Retrieved
 from serving.score import SUNK_SCORE, Scored
 from serving.stages import STAGES, Progress
@@ -26,10 +27,10 @@ class Answer:
     """One answer with everything behind it. `rows` are rows of the candidates, which `item_index_C` names."""
 
     query: Query
+    arm: Arm
+    """The arm as it answered (`Arm.effective`)."""
     view: LiveView
     state: UserState
-    value_weights: Mapping[str, float]
-    rerank: RerankConfig
     progress: Progress
     served_at_ms: int
     newest_event_ms: int | None
@@ -83,7 +84,7 @@ def to_proto(answer: Answer) -> pb.Slate:
     slate = pb.Slate(
         request_id=answer.query.request_id,
         bundle_id=answer.view.bundle.bundle_id,
-        experiment_arm=answer.query.arm,
+        experiment_arm=answer.arm.name,
         served_at_ms=answer.served_at_ms,
         item_snapshot_time_ms=answer.view.snapshot_instant_ms,
         candidates_retrieved=len(answer.retrieved.merged.item_index_C),
@@ -128,7 +129,7 @@ def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
     for position, row in enumerate(answer.rows.row_S.tolist()):
         out[position] = pb.Explanation(
             rank_by_score=rank_of[row],
-            contributions=contributions(answer.probabilities(row), answer.value_weights),
+            contributions=contributions(answer.probabilities(row), answer.arm.value_weights),
             features={**user, **answer.features(row)},
             explored=bool(answer.rows.explored_S[position]),
             source_ranks=answer.source_ranks(row),

@@ -1,4 +1,7 @@
-"""A small blocking client of the ranking service: connection reuse, deadline, retry. Needs grpcio and protobuf only."""
+"""A small blocking client of the ranking service: connection reuse, deadline, retry. Needs grpcio and protobuf only.
+
+Where the caller uses OpenTelemetry and a span is current, the service's spans continue its trace.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
+from serving.trace_context import trace_metadata
 
 DEFAULT_TIMEOUT_S = 1.0
 _RETRY = (
@@ -192,7 +196,8 @@ class RankingClient:
         timeout_s: float | None,
     ) -> Slate:
         try:
-            return _slate(method(request, timeout=self._timeout_s if timeout_s is None else timeout_s))
+            timeout_s = self._timeout_s if timeout_s is None else timeout_s
+            return _slate(method(request, timeout=timeout_s, metadata=trace_metadata()))
         except grpc.RpcError as error:
             raise RankingError(error.code().name, error.details() or "no details") from error
 

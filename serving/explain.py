@@ -93,7 +93,7 @@ class Explainer:
 
 
 class PastBundles:
-    """The bundle in use, and the last other one that was asked for."""
+    """The bundles in use, and the last other one that was asked for."""
 
     def __init__(self, view: Callable[[], LiveView | None], bundles_dir: Path) -> None:
         self._view = view
@@ -103,8 +103,8 @@ class PastBundles:
     def get(self, bundle_id: str) -> Bundle:
         """The bundle, loaded and verified if need be. Raises `BundleError`."""
         view = self._view()
-        if view is not None and view.bundle.bundle_id == bundle_id:
-            return view.bundle
+        if view is not None and (found := view.of(bundle_id)) is not None:
+            return found.bundle
         if self._other is None or self._other.bundle_id != bundle_id:
             self._other = Bundle.load(self._bundles_dir / bundle_id)
         return self._other
@@ -141,7 +141,7 @@ def explained_slate(past: PastRequest) -> pb.Slate:
         ranks = past.retrieved.source_ranks(int(past.item_index_C[row]))
         explanation = pb.Explanation(
             rank_by_score=rank_of[row],
-            contributions=contributions(item.probabilities, past.value_weights),
+            contributions=contributions(item.probabilities, past.arm.value_weights),
             features={**record.user_features, **record.item_features(item.position)},
             explored=explored,
             source_ranks=ranks,

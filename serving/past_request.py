@@ -24,9 +24,10 @@ from models.item_table import UNKNOWN, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES, RankerInputs
 from models.sources import Candidates
 from models.sources.merge import merge
-from serving.contend import contenders
+from serving.arms import Arm
 from serving.pipeline import uniform
 from serving.rerank import Boost, Contenders, Pin, RankedRows, RerankConfig, RuleEffects, by_score, draw_rng, rerank
+from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved
 from serving.score import Scored, assemble
 from serving.slate_record import unpacked
@@ -50,6 +51,8 @@ class PastRequest:
     arrays: Arrays
     view: LiveView
     """The bundle, the catalogue as far as the request read it, and the features of the items with logged inputs."""
+    arm: Arm
+    """As it answered (`Arm.effective`)."""
     state: UserState
     item_index_C: Int32s
     score_C: Float64s
@@ -62,11 +65,6 @@ class PastRequest:
     def count(self) -> int:
         """How many items were asked for."""
         return int(self.evidence.query["count"])
-
-    @property
-    def value_weights(self) -> dict[str, float]:
-        """The weights that made the score of the heads' probabilities."""
-        return dict(self.evidence.settings["value_weights"])
 
     def item_id(self, row: int) -> str:
         """The id of the candidate in a row."""
@@ -94,7 +92,7 @@ class PastRequest:
         return rerank(
             replace(self.contenders, score_C=scores),
             self.count,
-            RerankConfig(**settings["rerank"]),
+            self.arm.rerank or RerankConfig(),
             draw_rng(self.record.request_id) if self.evidence.query["explore"] else None,
             explain=explain,
         )
@@ -137,6 +135,7 @@ def _put_together(record: SlateRecord, evidence: SlateEvidence, bundle: Bundle) 
         evidence=evidence,
         arrays=arrays,
         view=view,
+        arm=Arm.from_json(evidence.settings["arm"]),
         state=state,
         item_index_C=item_index_C,
         score_C=score_C,
@@ -227,7 +226,7 @@ def _contenders(
     instant_ms: int,
 ) -> Contenders | None:
     settings = evidence.settings
-    if settings["rerank"] is None:
+    if "click_C" not in arrays:
         return None
     rules = RuleEffects(
         boosts=tuple(

@@ -26,13 +26,12 @@ from models.history import UserHistory, user_history
 from models.item_table import UNKNOWN, Int32s
 from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
-from serving.arms import ARMS, Arm
-from serving.arms import RANDOM as RANDOM_ARM
-from serving.contend import contenders
+from serving.arms import Arm
 from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
 from serving.paging import ItemHashes
 from serving.query import Query
 from serving.rerank import Contenders, RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
 from serving.rules import NO_RULES, Audience, Rules
@@ -85,6 +84,14 @@ class Slates(Protocol):
         ...
 
 
+class Shadows(Protocol):
+    """What scores answers again in the shadow (`serving.shadow.ShadowScorer`)."""
+
+    def offer(self, answer: Answer) -> None:
+        """Takes the answer, or not, at once."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Hydrated:
     """What every stage after hydration reads."""
@@ -112,8 +119,10 @@ class Pipeline:
         config: PipelineConfig,
         clock_ms: Callable[[], int],
         rules: Callable[[], Rules] = lambda: NO_RULES,
+        shadow: Shadows | None = None,
     ) -> None:
         self._users = users
+        self._shadow = shadow
         self._slates = slates
         self._config = config
         self._clock_ms = clock_ms
@@ -124,6 +133,7 @@ class Pipeline:
     def recommend(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """A slate of the best eligible items. Never fails for a part that fails."""
         request = self._hydrate(view, query, progress)
+        view = request.view
         with progress.stage(FILTER):
             excluded = self._exclusions(request, "scrolled", self._hashes.shown(view.item_table.item_ids, query.scroll))
             pinned = self._pinned(request, excluded)
@@ -136,7 +146,7 @@ class Pipeline:
             scored = self._score(request, item_index_C, retrieval_score_C)
         with progress.stage(RERANK):
             rows, contended = self._rerank(request, retrieved, item_index_C, scored, pinned)
-            if request.arm is RANDOM_ARM:
+            if request.arm.uniform:
                 rows = uniform(rows, excluded.eligible)
         token = _next_page_token(request, excluded, item_index_C, rows)
         return self._finished(
@@ -146,6 +156,7 @@ class Pipeline:
     def similar(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The neighbours of an item, in the order of the merge; what is popular for an item without any."""
         request = self._hydrate(view, query, progress)
+        view = request.view
         index = None if query.similar_to is None else view.item_table.index.get(query.similar_to)
         with progress.stage(FILTER):
             itself_I = None if index is None else np.arange(len(view.item_table)) == index
@@ -165,7 +176,7 @@ class Pipeline:
         request = self._hydrate(view, query, progress)
         with progress.stage(RETRIEVE):
             asked = query.item_ids or ()
-            found = view.item_table.indices(asked)
+            found = request.view.item_table.indices(asked)
             unknown = tuple(item_id for item_id, index in zip(asked, found, strict=True) if index == UNKNOWN)
             retrieved = of_request(found[found != UNKNOWN])
         item_index_C = retrieved.merged.item_index_C
@@ -176,7 +187,7 @@ class Pipeline:
         return self._finished(request, retrieved, item_index_C, scored, rows, unknown_item_ids=unknown)
 
     def _hydrate(self, view: LiveView, query: Query, progress: Progress) -> _Hydrated:
-        instant_ms = self._clock_ms()
+        view, instant_ms = _chosen(view, query, progress), self._clock_ms()
         with progress.stage(HYDRATE):
             state = unknown_user(query.user_id, instant_ms)
             if query.user_id:
@@ -184,7 +195,7 @@ class Pipeline:
                 try:
                     state = self._users.read(query.user_id, instant_ms, timeout_ms)
                 except UserReadError as error:
-                    progress.degrade(HYDRATE, str(error))
+                    progress.degrade(HYDRATE, str(error), error.kind)
             history = user_history(state.history, view.item_table)
         for note in view.notes:
             progress.degrade(RETRIEVE, note)
@@ -200,7 +211,7 @@ class Pipeline:
             audience=audience,
             view=view,
             query=query,
-            arm=ARMS[query.arm],
+            arm=query.arm.effective(view.bundle.bundle_id, view.bundle.value_weights, self._config.rerank),
             progress=progress,
             state=state,
             history=history,
@@ -268,9 +279,10 @@ class Pipeline:
             progress.degrade(SCORE, "no time left for the ranker: items are in the order of retrieval")
             return fallback
         try:
-            scored = score(request.view, request.state, request.history, item_index_C, query.device)
+            weights = request.arm.value_weights
+            scored = score(request.view, request.state, request.history, item_index_C, query.device, weights)
         except Exception as error:  # noqa: BLE001 - a ranker that fails must not fail the answer
-            _log.exception("the ranker failed", extra={"request_id": query.request_id})
+            _log.exception("the ranker failed")
             progress.degrade(SCORE, f"the ranker failed ({type(error).__name__}): items are in the order of retrieval")
             return fallback
         if scored.sunk:
@@ -286,26 +298,25 @@ class Pipeline:
         pinned: tuple[PinnedItem, ...],
     ) -> tuple[RankedRows, Contenders | None]:
         query, progress = request.query, request.progress
-        fallback = by_score(scored.score_C, query.count)
         if not request.arm.reranked:
-            return fallback, None
+            return by_score(scored.score_C, query.count), None
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
-            return fallback, None
+            return by_score(scored.score_C, query.count), None
         try:
             effects = request.rules.effects(request.audience, item_index_C, pinned)
             contended = contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms)
             rows = rerank(
                 contended,
                 query.count,
-                self._config.rerank,
+                request.arm.rerank or self._config.rerank,
                 draw_rng(query.request_id) if query.explore else None,
                 explain=query.explain,
             )
         except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
             _log.exception("the rerank failed", extra={"request_id": query.request_id})
             progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
-            return fallback, None
+            return by_score(scored.score_C, query.count), None
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
         return rows, contended
@@ -325,10 +336,9 @@ class Pipeline:
     ) -> Answer:
         answer = Answer(
             query=request.query,
+            arm=request.arm,
             view=request.view,
             state=request.state,
-            value_weights=request.view.bundle.value_weights,
-            rerank=self._config.rerank,
             progress=request.progress,
             served_at_ms=self._clock_ms(),
             newest_event_ms=request.state.newest_event_ms,
@@ -344,9 +354,21 @@ class Pipeline:
         )
         with request.progress.stage(SIDE_EFFECTS):
             lost = None if self._slates is None else self._slates.submit(answer)
+            if self._shadow is not None:
+                self._shadow.offer(answer)
         if lost is not None:
             request.progress.degrade(SIDE_EFFECTS, lost)
         return answer
+
+
+def _chosen(view: LiveView, query: Query, progress: Progress) -> LiveView:
+    """The view of the bundle that the arm names; the champion's while that bundle is not loaded."""
+    wanted = query.arm.bundle_id
+    found = view if wanted is None else view.of(wanted)
+    if found is None:
+        why = f"the bundle {wanted} of the arm {query.arm.name} is not loaded: the champion answers"
+        progress.degrade(RETRIEVE, why)
+    return found or view
 
 
 def uniform(rows: RankedRows, eligible: int) -> RankedRows:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from features.events import ID_PATTERN, MAX_ID_BYTES
 from serving import ranking_pb2
-from serving.arms import ARMS, DEFAULT_ARM
+from serving.arms import MILLRACE, Arm
+from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.paging import FIRST_PAGE, Scroll, TokenError, read_token
 
 MAX_COUNT = 500
@@ -55,7 +56,7 @@ class Query:
     count: int
     explore: bool = True
     rules: ItemRules = ItemRules()
-    arm: str = DEFAULT_ARM
+    arm: Arm = MILLRACE
     explain: bool = False
     item_ids: tuple[str, ...] | None = None
     similar_to: str | None = None
@@ -63,11 +64,11 @@ class Query:
     scroll: Scroll = FIRST_PAGE
 
 
-def recommend_query(request: ranking_pb2.RecommendRequest, request_id: str) -> Query:
+def recommend_query(
+    request: ranking_pb2.RecommendRequest, request_id: str, experiments: Experiments = NO_EXPERIMENTS
+) -> Query:
     """Checks a Recommend request. Raises `RequestError` naming the field, what was got and what is allowed."""
     _check_count(request.count)
-    if request.experiment_arm and request.experiment_arm not in ARMS:
-        raise RequestError("experiment_arm", request.experiment_arm, "empty or one of " + ", ".join(sorted(ARMS)))
     user_id = _text("user_id", request.user_id, MAX_ID_BYTES)
     return Query(
         request_id=request_id,
@@ -78,41 +79,47 @@ def recommend_query(request: ranking_pb2.RecommendRequest, request_id: str) -> Q
         count=request.count,
         explore=not request.disable_exploration,
         rules=_item_rules(request.filter),
-        arm=request.experiment_arm or DEFAULT_ARM,
+        arm=_arm(request.experiment_arm, user_id, experiments),
         explain=request.explain,
         scroll=_scroll(request.page_token, user_id),
     )
 
 
-def rank_query(request: ranking_pb2.RankRequest, request_id: str) -> Query:
+def rank_query(request: ranking_pb2.RankRequest, request_id: str, experiments: Experiments = NO_EXPERIMENTS) -> Query:
     """Checks a Rank request. Raises `RequestError` naming the field, what was got and what is allowed."""
     _ids("item_ids", request.item_ids, MAX_ITEM_IDS)
     distinct = tuple(dict.fromkeys(request.item_ids))
+    user_id = _text("user_id", request.user_id, MAX_ID_BYTES)
     return Query(
         request_id=request_id,
-        user_id=_text("user_id", request.user_id, MAX_ID_BYTES),
+        user_id=user_id,
         surface=_text("surface", request.surface, MAX_SURFACE) or DEFAULT_SURFACE,
         device=_text("device", request.device, MAX_DEVICE),
         language=_language(request.locale),
         count=len(distinct),
         explore=False,
+        arm=_arm("", user_id, experiments),
         explain=request.explain,
         item_ids=distinct,
     )
 
 
-def similar_query(request: ranking_pb2.SimilarRequest, request_id: str) -> Query:
+def similar_query(
+    request: ranking_pb2.SimilarRequest, request_id: str, experiments: Experiments = NO_EXPERIMENTS
+) -> Query:
     """Checks a Similar request. Raises `RequestError` naming the field, what was got and what is allowed."""
     _check_count(request.count)
     if not 1 <= len(request.item_id) <= MAX_ID_BYTES:
         raise RequestError("item_id", request.item_id, f"1 to {MAX_ID_BYTES} characters")
+    user_id = _text("user_id", request.user_id, MAX_ID_BYTES)
     return Query(
         request_id=request_id,
-        user_id=_text("user_id", request.user_id, MAX_ID_BYTES),
+        user_id=user_id,
         surface=_text("surface", request.surface, MAX_SURFACE) or DEFAULT_SURFACE,
         language=_language(request.locale),
         count=request.count,
         explore=False,
+        arm=_arm("", user_id, experiments),
         rules=_item_rules(request.filter),
         explain=request.explain,
         similar_to=request.item_id,
@@ -147,6 +154,14 @@ def _scroll(token: str, user_id: str) -> Scroll:
         return read_token(token, user_id)
     except TokenError as error:
         raise RequestError("page_token", token, str(error)) from None
+
+
+def _arm(asked: str, user_id: str, experiments: Experiments) -> Arm:
+    if not asked:
+        return experiments.assigned(user_id)
+    if (arm := experiments.arms.get(asked)) is None:
+        raise RequestError("experiment_arm", asked, "empty or one of " + ", ".join(sorted(experiments.arms)))
+    return arm
 
 
 def _text(field: str, value: str, max_length: int) -> str:

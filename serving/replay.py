@@ -60,7 +60,7 @@ def _scoring(past: PastRequest) -> tuple[Check, ...]:
     again_RT = past.view.bundle.ranker.score(logged)
     logged_RT = past.arrays["probability_RT"]
     probability_RT = np.stack(list(again_RT.values()), axis=1)
-    value_R = value(again_RT, past.value_weights).astype(np.float64)
+    value_R = value(again_RT, past.arm.value_weights).astype(np.float64)
     return (
         _features(past, logged.feed()),
         _numbers(past, "probabilities", probability_RT, logged_RT),

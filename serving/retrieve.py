@@ -1,6 +1,7 @@
 """Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,8 @@ from models.sources.base import Candidates, Int32s, RetrievalRequest, Source, to
 from models.sources.merge import Merged, merge
 from serving.arms import Arm
 from serving.stages import RETRIEVE, Progress
+
+_log = logging.getLogger(__name__)
 
 CATALOGUE = "catalogue"
 """Provenance of eligible items that no source proposed: the newest first, to fill a slate."""
@@ -70,6 +73,7 @@ def retrieve(
     for name, quota in arm.quotas.items():
         if progress.remaining_ms() < reserve_ms:
             progress.degrade(RETRIEVE, f"no time left for the source {name}")
+            progress.asked(name, "no_time", progress.monotonic_s())
             continue
         found = _candidates(sources, name, request, quota, progress)
         if found is not None and len(found):
@@ -94,12 +98,23 @@ def _candidates(
         return top(request.rng.random(len(request.item_table)), request.allowed_I, quota)
     if name not in sources:
         progress.degrade(RETRIEVE, f"the bundle has no source {name}")
+        progress.asked(name, "absent", progress.monotonic_s())
         return None
+    return ask(name, lambda: sources[name].candidates(request, quota), progress)
+
+
+def ask(name: str, source: Callable[[], Candidates], progress: Progress) -> Candidates | None:
+    """What a source proposes; None, and the stage degrades, where it fails."""
+    started_s = progress.monotonic_s()
     try:
-        return sources[name].candidates(request, quota)
+        found = source()
     except Exception as error:  # noqa: BLE001 - one source's failure must not fail the answer
-        progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}: {error}")
+        progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}")
+        progress.asked(name, "failed", started_s)
+        _log.exception("the source %s failed", name)
         return None
+    progress.asked(name, "found" if len(found) else "empty", started_s, len(found))
+    return found
 
 
 def _filled(

@@ -24,12 +24,12 @@ from serving.query import MAX_COUNT
 
 MAX_RULES = 100
 """Of each kind."""
-MAX_IDS = 10_000
-"""In one list of a rule."""
+MAX_NAMES = 20_000
+"""Ids and names in all lists of a file. So many are looked up in 5 ms when the catalogue changes."""
 MAX_FILE_BYTES = 8 * 1024 * 1024
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES)]
-Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
+Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_NAMES)]
 
 
 class RulesError(RefusalError):
@@ -174,6 +174,9 @@ class Rules(_Model):
             raise ValueError(f"got the name {twice!r} twice; allowed: each once")
         if twice := _first_twice(chain.from_iterable(rule.items for rule in self.versions)):
             raise ValueError(f"got the item {twice!r} twice in versions; allowed: an item in one list, once")
+        names_listed = sum(len(value) for rule in named for _, value in rule if isinstance(value, tuple))
+        if names_listed > MAX_NAMES:
+            raise ValueError(f"got {names_listed} ids and names; allowed: {MAX_NAMES} in the lists of a file")
         return self
 
 

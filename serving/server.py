@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -30,19 +30,25 @@ from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
 from serving.explain import Explainer
 from serving.feedback import Feedback
+from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.logs import log_as_json
 from serving.metrics import Metrics
+from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.request_log import RequestLogReader, RequestLogWriter
 from serving.rule_index import unknown_names
 from serving.rules import RulesError
 from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
+from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
 from serving.users import UserReader
+
+if TYPE_CHECKING:
+    from serving.tracing import OtlpTracer
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +84,14 @@ class ServerConfig:
     workers: int = 2
     """Threads that run the pipeline: one a core."""
     ranker_threads: int = 1
+    otlp_endpoint: str | None = None
+    """`host:port` of an OpenTelemetry collector; None: no traces."""
+    trace_ratio: float = 0.05
+    """Share of requests that are traced, among those whose caller has not decided."""
+    slow_request_ms: int = 100
+    """Requests that take so long are logged."""
+    experiments: Path | None = None
+    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
 
 
 class StartError(RuntimeError):
@@ -89,11 +103,10 @@ class Server:
 
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
-        self._clock_ms = clock_ms
         self._metrics = Metrics()
-        self._rules = _watched_rules(config.rules, self._metrics.rules.use)
+        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
-        kafka = config.bootstrap_servers
+        kafka, settings = config.bootstrap_servers, PipelineConfig()
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
         requests = None if config.request_log is None else RequestLogWriter(config.request_log, clock_ms)
@@ -113,13 +126,18 @@ class Server:
             bundles_dir=config.bundles,
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
+            experiments_file=config.experiments,
+            clock_ms=clock_ms,
+            rerank=settings.rerank,
         )
+        self._shadow = ShadowScorer(self._metrics, busy=lambda: self._servicer.quiet_s() == 0.0)
         pipeline = Pipeline(
             users=self._users,
             slates=self._slates,
-            config=PipelineConfig(),
+            config=settings,
             clock_ms=clock_ms,
             rules=lambda: self._rules.rules,
+            shadow=self._shadow,
         )
         self._servicer = RankingServicer(
             pipeline=pipeline,
@@ -130,6 +148,15 @@ class Server:
             explainer=None if config.request_log is None else self._explainer(config.request_log),
             feedback=None if kafka is None else Feedback(kafka, config.topics.events, self._metrics, clock_ms),
         )
+        self._gauges = Gauges(
+            metrics=self._metrics,
+            live=self._live,
+            watcher=self._watcher,
+            upkeep=self._upkeep,
+            slates=self._slates,
+            clock_ms=clock_ms,
+        )
+        self._tracer = _tracer(config, self._metrics)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -149,7 +176,8 @@ class Server:
         config = self._config
         # Without this a second server would share the port silently and take half of the requests.
         options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
-        server = grpc.aio.server(options=options, interceptors=(UndecodableRequests(),))
+        observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
+        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -171,22 +199,20 @@ class Server:
         """Turns health to SERVING with the first bundle and keeps the gauges, until it is time to stop."""
         serving = False
         while not self._stopping.is_set():
-            view = self._live.view
-            if view is not None:
-                if not serving:
-                    serving = True
-                    await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-                self._metrics.catalogue_items.set(len(view.item_table))
-                self._metrics.snapshot_age_seconds.set((self._clock_ms() - view.snapshot_instant_ms) / 1000)
-                self._metrics.rules.unknown.set(unknown_names(self._rules.rules, view.item_table))
-            self._metrics.bundles_refused.set(self._watcher.refused)
-            self._metrics.rules.refused.set(self._rules.refused)
-            self._metrics.records_refused.labels("items").set(self._live.items_refused)
-            self._metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
+            if not serving and self._live.view is not None:
+                serving = True
+                await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self._gauges.refresh()
+            self._count_rules()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
                 continue
+
+    def _count_rules(self) -> None:
+        self._metrics.rules_refused.set(self._rules.refused)
+        if (view := self._live.view) is not None:
+            self._metrics.rules_unknown_names.set(unknown_names(self._rules.rules, view.item_table))
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         _log.info("draining for at most %.0f s", DRAIN_S)
@@ -199,9 +225,12 @@ class Server:
         self._rules.stop()
         self._upkeep.stop()
         self._servicer.close()
+        self._shadow.close()
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        if self._tracer is not None:
+            self._tracer.close()
         _log.info("stopped")
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
@@ -220,6 +249,15 @@ def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> Rules
         return RulesWatcher(file, on_switch)
     except RulesError as error:
         raise StartError(f"{error} The service does not start without the rules that it is given.") from error
+
+
+def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
+    if config.otlp_endpoint is None:
+        return None
+    # Here, since OpenTelemetry is not needed without a collector.
+    from serving.tracing import OtlpTracer
+
+    return OtlpTracer(endpoint=config.otlp_endpoint, ratio=config.trace_ratio, metrics=metrics)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -250,6 +288,13 @@ def _share(text: str) -> float:
     return share
 
 
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: host:port, such as localhost:4317")
+    return text
+
+
 def _directory(text: str) -> Path:
     path = Path(text)
     if path.exists() and not path.is_dir():
@@ -276,9 +321,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once; more are shed")
     parser.add_argument("--workers", type=_positive, default=2, help="pipeline threads (default: %(default)s)")
     parser.add_argument("--ranker-threads", type=_positive, default=1, help="ONNX Runtime threads a request")
+    parser.add_argument(
+        "--otlp-endpoint", type=_address, help="HOST:PORT of an OTLP/gRPC collector (default: no traces)"
+    )
+    parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
+    parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
+    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
-    topics = Topics(version=got.topics_version, events=got.events_topic, items=got.items_topic, slates=got.slates_topic)
+    names = {"events": got.events_topic, "items": got.items_topic, "slates": got.slates_topic}
+    topics = Topics(version=got.topics_version, **names)
     config = ServerConfig(
         port=got.port,
         host=got.host,
@@ -293,6 +345,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
+        otlp_endpoint=got.otlp_endpoint,
+        trace_ratio=got.trace_ratio,
+        slow_request_ms=got.slow_request_ms,
+        experiments=got.experiments,
     )
     return config, got.log_level
 

@@ -1,10 +1,12 @@
-"""The gRPC servicer: checks, bounds and counts requests, and runs the pipeline in worker threads."""
+"""The gRPC servicer: checks and bounds requests, and runs the pipeline in worker threads."""
 
 import asyncio
+import contextvars
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -14,9 +16,11 @@ from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
 from serving.answer import Answer, to_proto
 from serving.call_error import CallError
+from serving.experiments import Experiments
 from serving.explain import Explainer
 from serving.feedback import Feedback
 from serving.metrics import Metrics
+from serving.observation import observed
 from serving.pipeline import Pipeline
 from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
 from serving.stages import Progress
@@ -33,6 +37,7 @@ RETRY_AFTER_MS = 50
 """The hint to a caller that is shed."""
 
 Run = Callable[[LiveView, Query, Progress], Answer]
+Parse = Callable[[str, Experiments], Query]
 Answered = TypeVar("Answered")
 
 
@@ -64,18 +69,15 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
     ) -> pb.Slate:
         """A slate for a user."""
-        return await self._answer(
-            "Recommend", context, lambda id_: recommend_query(request, id_), self._pipeline.recommend
-        )
+        return await self._answer(context, partial(recommend_query, request), self._pipeline.recommend)
 
     async def Rank(self, request: pb.RankRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
         """The caller's own items."""
-        run = self._pipeline.rank
-        return await self._answer("Rank", context, lambda request_id: rank_query(request, request_id), run)
+        return await self._answer(context, partial(rank_query, request), self._pipeline.rank)
 
     async def Similar(self, request: pb.SimilarRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
         """Items like an item."""
-        return await self._answer("Similar", context, lambda id_: similar_query(request, id_), self._pipeline.similar)
+        return await self._answer(context, partial(similar_query, request), self._pipeline.similar)
 
     async def Explain(  # noqa: N802
         self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
@@ -87,7 +89,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 raise CallError(grpc.StatusCode.NOT_FOUND, "the service keeps no request log; give it --request-log")
             return await self._explainer.answer(request, left_s)
 
-        return await self._aside("Explain", context, work)
+        return await self._aside(context, work)
 
     async def Feedback(self, request: pb.FeedbackRequest, context: grpc.aio.ServicerContext) -> pb.FeedbackResponse:  # noqa: N802
         """User events in."""
@@ -97,7 +99,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
                 raise CallError(grpc.StatusCode.UNAVAILABLE, "the service runs without Kafka; give it an address")
             return await self._feedback.take(request, left_s)
 
-        return await self._aside("Feedback", context, work)
+        return await self._aside(context, work)
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
@@ -111,39 +113,39 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if self._feedback is not None:
             self._feedback.close()
 
-    async def _answer(
-        self, method: str, context: grpc.aio.ServicerContext, parse: Callable[[str], Query], run: Run
-    ) -> pb.Slate:
+    async def _answer(self, context: grpc.aio.ServicerContext, parse: Parse, run: Run) -> pb.Slate:
         started_s = self._last_request_s = perf_counter()
         if self._in_flight >= self._max_in_flight:
             self._metrics.shed.inc()
             context.set_trailing_metadata((("retry-after-ms", str(RETRY_AFTER_MS)),))
             reason = f"{self._in_flight} requests are under way; retry after {RETRY_AFTER_MS} ms"
-            await self._refuse(method, context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         view = self._view()
         if view is None:
             reason = "no bundle has been promoted yet; train and promote one, then try again"
-            await self._refuse(method, context, grpc.StatusCode.UNAVAILABLE, reason)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, reason)
             raise AssertionError  # abort has raised
         left_s = context.time_remaining()
         left_s = DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)
         if left_s <= 0:
-            await self._refuse(method, context, grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
         try:
-            query = parse(uuid.uuid4().hex)
+            query = parse(uuid.uuid4().hex, view.experiments)
         except RequestError as error:
-            await self._refuse(method, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        progress = Progress(monotonic_s=perf_counter, deadline_s=started_s + left_s - ANSWER_RESERVE_S)
-        slate = await self._run(run, view, query, progress)
-        self._count(method, slate, progress, perf_counter() - started_s)
-        return slate
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        seen = observed()
+        seen.request_id, seen.wanted = query.request_id, query.count
+        seen.progress = progress = Progress(monotonic_s=perf_counter, deadline_s=started_s + left_s - ANSWER_RESERVE_S)
+        seen.slate = await self._run(run, view, query, progress)
+        return seen.slate
 
     async def _run(self, run: Run, view: LiveView, query: Query, progress: Progress) -> pb.Slate:
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
         try:
+            # In a copy of the context, so that what the thread logs carries the request's ids.
             work = asyncio.get_running_loop().run_in_executor(
-                self._threads, lambda: to_proto(run(view, query, progress))
+                self._threads, contextvars.copy_context().run, lambda: to_proto(run(view, query, progress))
             )
             return await work
         finally:
@@ -151,40 +153,15 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             self._last_request_s = perf_counter()
             self._metrics.in_flight.set(self._in_flight)
 
-    async def _aside(
-        self, method: str, context: grpc.aio.ServicerContext, work: Callable[[float], Awaitable[Answered]]
-    ) -> Answered:
+    async def _aside(self, context: grpc.aio.ServicerContext, work: Callable[[float], Awaitable[Answered]]) -> Answered:
         """Runs what is no ranking, and needs no bundle, within the caller's deadline."""
-        started_s = self._last_request_s = perf_counter()
+        self._last_request_s = perf_counter()
         left_s = context.time_remaining()
         left_s = DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)
         try:
-            answer = await work(left_s - ANSWER_RESERVE_S)
+            return await work(left_s - ANSWER_RESERVE_S)
         except RequestError as error:
-            await self._refuse(method, context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            raise AssertionError from None  # abort has raised
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except CallError as error:
-            await self._refuse(method, context, error.code, str(error))
-            raise AssertionError from None  # abort has raised
-        self._metrics.requests.labels(method, "OK").inc()
-        self._metrics.request_seconds.labels(method).observe(perf_counter() - started_s)
-        return answer
-
-    async def _refuse(self, method: str, context: grpc.aio.ServicerContext, code: grpc.StatusCode, reason: str) -> None:
-        self._metrics.requests.labels(method, code.name).inc()
-        await context.abort(code, reason)
-
-    def _count(self, method: str, slate: pb.Slate, progress: Progress, seconds: float) -> None:
-        self._metrics.requests.labels(method, "OK").inc()
-        self._metrics.request_seconds.labels(method).observe(seconds)
-        self._metrics.candidates.observe(slate.candidates_scored)
-        for stage, ms in progress.stage_ms.items():
-            self._metrics.stage_seconds.labels(stage).observe(ms / 1000)
-        for stage in {note.stage for note in progress.degraded}:
-            self._metrics.degraded.labels(stage).inc()
-        for reason, items in progress.filtered.items():
-            self._metrics.rules.filtered.labels(reason).inc(items)
-        for how, positions in progress.placed.items():
-            self._metrics.rules.placed.labels(how).inc(positions)
-        if slate.HasField("newest_event_age_ms"):
-            self._metrics.newest_event_age_seconds.observe(slate.newest_event_age_ms / 1000)
+            await context.abort(error.code, str(error))
+        raise AssertionError  # abort has raised

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from models.sources.content import ContentSource
 from models.sources.item2item import Item2ItemSource
 from models.sources.merge import merge
 from serving.arms import POPULAR
-from serving.retrieve import Retrieved, retrieve
+from serving.retrieve import Retrieved, ask, retrieve
 from serving.stages import RETRIEVE, Progress
 
 MIN_NEIGHBOURS = 100
@@ -30,16 +31,12 @@ def similar_items(
     """
     by_source: dict[str, Candidates] = {}
     for name, neighbours in _neighbours(sources).items() if item_index is not None else ():
-        try:
-            found = neighbours(request, item_index or 0, max(wanted, MIN_NEIGHBOURS))
-        except Exception as error:  # noqa: BLE001 - one source's failure must not fail the answer
-            progress.degrade(RETRIEVE, f"the source {name} failed: {type(error).__name__}: {error}")
-            continue
-        if len(found):
+        found = ask(name, partial(neighbours, request, item_index or 0, max(wanted, MIN_NEIGHBOURS)), progress)
+        if found is not None and len(found):
             by_source[name] = found
     if by_source:
         return Retrieved(merged=merge(by_source), by_source=by_source)
-    why = "the catalogue does not know the item" if item_index is None else "no other item is like it"
+    why = "the catalogue does not know the item" if item_index is None else "no other eligible item is like it"
     progress.degrade(RETRIEVE, f"{why}: items are in the order of popularity")
     return retrieve(sources, request, POPULAR, wanted, 0.0, progress)
 

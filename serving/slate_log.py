@@ -54,6 +54,11 @@ class SlateLog:
         self._thread = Thread(target=self._run, name="slate-log", daemon=True)
         self._thread.start()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers, as far as this client knows."""
+        return not self._down
+
     def submit(self, answer: Answer) -> str | None:
         """Queues the answer. Returns why it may not arrive, as a clause, or None when all is well."""
         try:

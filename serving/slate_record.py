@@ -33,7 +33,6 @@ from models.history import HISTORY_EVENTS
 from models.item_table import UNKNOWN, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES
 from serving.answer import Answer
-from serving.arms import RANDOM
 from serving.query import Query
 from serving.score import SUNK_SCORE
 
@@ -63,7 +62,7 @@ def to_record(answer: Answer, *, full_features: bool = False) -> SlateRecord:
         served_at_ms=answer.served_at_ms,
         surface=answer.query.surface,
         bundle_id=answer.view.bundle.bundle_id,
-        arm=answer.query.arm,
+        arm=answer.arm.name,
         degraded=tuple(f"{note.stage}: {note.reason}" for note in answer.progress.degraded),
         snapshot_instant_ms=answer.view.snapshot_instant_ms,
         newest_event_ms=answer.newest_event_ms,
@@ -205,16 +204,13 @@ def _query(query: Query) -> dict[str, Any]:
 def _settings(answer: Answer) -> dict[str, Any]:
     rules = None if answer.contenders is None else answer.contenders.rules
     return {
-        "value_weights": dict(answer.value_weights),
-        "rerank": None if rules is None else asdict(answer.rerank),
+        "arm": answer.arm.to_json(),
         "rules_version": answer.rules_version,
         "boosts": []
         if rules is None
         else [{"rule": b.rule, "add": b.add, "multiply": b.multiply} for b in rules.boosts],
         "pins": [] if rules is None else [asdict(pin) for pin in rules.pins],
-        "drawn_from": answer.excluded.eligible
-        if answer.excluded is not None and answer.query.arm == RANDOM.name
-        else None,
+        "drawn_from": answer.excluded.eligible if answer.excluded is not None and answer.arm.uniform else None,
         "heads": list(answer.scored.probabilities),
     }
 

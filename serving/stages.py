@@ -1,4 +1,7 @@
-"""What a request carries from stage to stage: its deadline, its milliseconds a stage and what degraded."""
+"""What a request carries from stage to stage: its deadline, its milliseconds a stage and what degraded.
+
+The same record is what metrics, traces and logs say of the request once it is over.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +22,32 @@ class Degradation:
 
     stage: str
     reason: str
+    kind: str = ""
+    """One word of a bounded set, for counters: such as `timeout` for the store; empty where the stage says it all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A stretch of a stage's time, on the clock of `Progress`."""
+
+    stage: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCall:
+    """What one candidate source was asked and gave. `outcome` is one of `SOURCE_OUTCOMES`."""
+
+    source: str
+    outcome: str
+    candidates: int = 0
+    start_s: float
+    end_s: float
+
+
+SOURCE_OUTCOMES = ("found", "empty", "failed", "absent", "no_time")
+"""With candidates, without, broken, not in the bundle, and not asked since the deadline was near."""
 
 
 @dataclass(kw_only=True)
@@ -30,6 +59,9 @@ class Progress:
     """When the answer must be on its way, on that clock."""
     degraded: list[Degradation] = field(default_factory=list)
     stage_ms: dict[str, float] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    """In the order in which they ended; a stage may have several."""
+    source_calls: list[SourceCall] = field(default_factory=list)
     filtered: Mapping[str, int] = field(default_factory=dict)
     """Items of the catalogue that each reason left out (`serving.filters.REASONS`)."""
     placed: Mapping[str, int] = field(default_factory=dict)
@@ -39,9 +71,9 @@ class Progress:
         """Milliseconds to the deadline; negative past it."""
         return (self.deadline_s - self.monotonic_s()) * 1000
 
-    def degrade(self, stage: str, reason: str) -> None:
+    def degrade(self, stage: str, reason: str, kind: str = "") -> None:
         """Notes a fallback, once for each stage and reason."""
-        note = Degradation(stage=stage, reason=reason)
+        note = Degradation(stage=stage, reason=reason, kind=kind)
         if note not in self.degraded:
             self.degraded.append(note)
 
@@ -52,4 +84,14 @@ class Progress:
         try:
             yield
         finally:
-            self.stage_ms[name] = self.stage_ms.get(name, 0.0) + (self.monotonic_s() - started_s) * 1000
+            ended_s = self.monotonic_s()
+            self.stage_ms[name] = self.stage_ms.get(name, 0.0) + (ended_s - started_s) * 1000
+            self.blocks.append(Block(stage=name, start_s=started_s, end_s=ended_s))
+
+    def asked(self, source: str, outcome: str, started_s: float, candidates: int = 0) -> None:
+        """Notes a call of a source that began at `started_s` and ends now."""
+        self.source_calls.append(
+            SourceCall(
+                source=source, outcome=outcome, candidates=candidates, start_s=started_s, end_s=self.monotonic_s()
+            )
+        )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.arms import ARMS
 from serving.filters import REASONS
 from serving.past_request import PastRequest
 from serving.retrieve import REQUEST
@@ -133,7 +132,7 @@ def _not_proposed(past: PastRequest, item_id: str) -> str:
         return "the request did not name it"
     known = past.view.bundle.item_table.index
     whence = "" if item_id in known else "the bundle's catalogue does not hold it, and "
-    asked = ARMS[past.record.arm].quotas if past.record.arm in ARMS else {}
+    asked = past.arm.quotas if past.evidence.method == "Recommend" else {}
     proposed = {name: count for name, count in past.evidence.sources.items() if name != REQUEST}
     each = ", ".join(f"{name} {count}" for name, count in (dict.fromkeys(asked, 0) | proposed).items())
     return f"{whence}it was not among the best of any source ({each or 'none answered'})"

@@ -1,7 +1,7 @@
 """The thread that keeps the view current: item tiles and catalogue records in, finalised features out."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event, Thread
 
@@ -56,6 +56,8 @@ class Upkeep:
         self._store: Backend | None = None
         self.tiles_refused = 0
         """Records of the tile topic that were no tiles."""
+        self.connected: Mapping[str, bool] = {}
+        """Whether the broker answers for the topics `items` and `tiles`; empty without Kafka."""
 
     def start(self) -> None:
         """Starts the thread."""
@@ -164,6 +166,7 @@ class Upkeep:
             tail.check()
             why = None if tail.connected else f"the {part} may be behind: the topic {tail.topic} cannot be read"
             self._live.note(part, why)
+        self.connected = dict(zip(("items", "tiles"), (tail.connected for tail in tails), strict=False))
 
     def _take_tile(self, value: bytes | None) -> None:
         if value is None:

@@ -26,7 +26,13 @@ REOPEN_AFTER_S = 1.0
 
 
 class UserReadError(RuntimeError):
-    """The store gave no answer in time; the message says why, in one clause."""
+    """The store gave no answer in time; the message says why, in one clause, and `kind` in one word of `KINDS`."""
+
+    KINDS = ("failed", "timeout", "closed", "busy")
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def unknown_user(user_id: str, instant_ms: int) -> UserState:
@@ -82,9 +88,9 @@ class UserReader:
     def read(self, user_id: str, instant_ms: int, timeout_ms: float) -> UserState:
         """The user's state at the instant. Raises `UserReadError` within `timeout_ms`."""
         if self._monotonic_s() < self._closed_until_s:
-            raise UserReadError(self._why_closed)
+            raise UserReadError(self._why_closed, "closed")
         if self._pending >= MAX_PENDING:
-            raise UserReadError(f"{self._pending} reads of the store are still under way")
+            raise UserReadError(f"{self._pending} reads of the store are still under way", "busy")
         with self._lock:
             self._pending += 1
         future = self._threads.submit(self._read, user_id, instant_ms)
@@ -92,7 +98,7 @@ class UserReader:
         try:
             return future.result(timeout=timeout_ms / 1000)
         except FutureTimeoutError as error:
-            raise UserReadError(f"the store did not answer within {timeout_ms:.0f} ms") from error
+            raise UserReadError(f"the store did not answer within {timeout_ms:.0f} ms", "timeout") from error
         except Exception as error:  # whatever the backend raises, the answer degrades and says so
             self._leave_alone(f"the store failed: {type(error).__name__}: {error}")
             raise UserReadError(self._why_closed) from error

@@ -16,11 +16,13 @@ from features.items import Item
 from features.user_state import Interaction, UserState
 from models.bundle import Bundle
 from serving.answer import Answer
+from serving.arms import MILLRACE, POPULAR, RANDOM
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.paging import Scroll
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import ItemRules, Query
+from serving.rerank import RerankConfig
 from serving.rules import NO_RULES, Rules, read_rules
 from serving.stages import Progress
 from serving.users import unknown_user
@@ -137,8 +139,9 @@ QUERIES: Mapping[str, dict[str, Any]] = {
     "allowed": {"rules": ItemRules(allow_item_ids=frozenset({"new0", "art05", "art02", "nowhere"}))},
     "everything filtered": {"rules": ItemRules(categories=frozenset({"nowhere"}), allow_item_ids=frozenset({"x"}))},
     "scrolled": {"scroll": Scroll(shown=b"\1\2\3\4" * 3)},
-    "popular": {"arm": "popular"},
-    "random": {"arm": "random"},
+    "popular": {"arm": POPULAR},
+    "random": {"arm": RANDOM},
+    "experiment": {"arm": replace(MILLRACE, name="e/a", value_weights={"click": 2.0}, rerank=RerankConfig(epsilon=1))},
     "rank": {"item_ids": ("cats03", "new1", "art00", "art01", "nowhere"), "count": 5, "explore": False},
     "rank of nothing": {"item_ids": (), "count": 0, "explore": False},
     "similar": {"similar_to": "cats03", "explore": False},

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Train models from your own tables.
 @app.command()
 def ranker(
     examples: Annotated[Path, typer.Option(help="Parquet, a directory of it, or CSV: features, labels and split.")],
-    config: Annotated[Path, typer.Option(help="JSON or YAML; its keys stand in models/tabular/config.py.")],
+    config: Annotated[Path, typer.Option(help="JSON, TOML or YAML; its keys stand in models/tabular/config.py.")],
     out: Annotated[
         Path | None, typer.Option(help="New directory for the model; default: one in rankers/ of the stack's folder.")
     ] = None,

@@ -63,8 +63,7 @@ class RerankConfig:
     def explored_loss(self) -> float:
         """Expected loss a position, at most, in standard deviations of the scores: .15 by default.
 
-        An explored item takes a position from the next best and moves those below down by one, so the slate loses at
-        most `explore_max_loss` for each.
+        It is what an explored item scores below the one that was due at its position, which moves down by one.
         """
         return self.explored_share * self.explore_max_loss
 

@@ -30,8 +30,7 @@ def moves_of(
     trail.step(FRESH, fresh, lambda row, was, now: _fresh(contenders, row, was, now))
     trail.step(DEDUPLICATE, deduplicated, lambda *_: "items above it are pinned, or versions of others")
     trail.step(SPREAD, spread, lambda _, was, now: _spread(contenders, config, spread, was, now))
-    drawn_rows = drawn.row_S.tolist()
-    trail.step(EXPLORE, drawn_rows, lambda *moved: _explore(drawn, moved[-1]))
+    trail.step(EXPLORE, drawn.row_S.tolist(), lambda *moved: _explore(drawn, moved[-1]))
     rule_of = {pin.row: pin.rule for pin in pins}
     trail.step(PIN, row_S.tolist(), lambda row, *_: f"rule {rule_of[row]}" if row in rule_of else "pinned items are in")
     return trail.moves(row_S.tolist())

@@ -45,7 +45,11 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("rules", "check"), 2, "Missing argument"),
         (("rules", "check", "nowhere.toml"), 1, "rules nowhere.toml cannot be read"),
         (("train", "ranker", "--examples", "t.parquet"), 2, "--config"),
-        (("train", "ranker", "--examples", "t.parquet", "--config", "nowhere.json"), 1, "give a JSON or YAML file"),
+        (
+            ("train", "ranker", "--examples", "t.parquet", "--config", "nowhere.json"),
+            1,
+            "give a JSON, TOML or YAML file",
+        ),
         (("evaluate", "ranker", "--model", "m", "--examples", "t.csv", "--split", "none"), 2, "is not one of 'train'"),
         (("demo", "--data", "netflix"), 2, "is not one of 'world', 'movielens'"),
         (("demo", "--users", "1"), 1, "--users: got 1; input should be greater than or equal to"),

@@ -68,11 +68,11 @@ def test_candidates_that_a_source_should_not_have_returned_are_dropped() -> None
 def test_the_catalogue_appends_new_items_and_takes_availability() -> None:
     catalogue = Catalogue()
     new = replace(tiny_items()[0], item_id="new", category="fresh")
-    assert catalogue.apply([new.to_json(), b"not json", None]) and catalogue.table is None
-    catalogue.rebase(TABLE)
-    assert catalogue.table is not None and catalogue.table.item_ids == (*TABLE.item_ids, "new")
+    assert list(catalogue.apply([new.to_json(), b"not json", None])) == [new]
+    assert catalogue.over(TABLE).item_ids == (*TABLE.item_ids, "new")
     assert catalogue.apply([replace(new, available=False).to_json()])
-    assert not catalogue.table.available[catalogue.table.index["new"]]
+    table = catalogue.over(TABLE)
+    assert not table.available[table.index["new"]]
     assert not catalogue.apply([replace(new, available=False).to_json()]), "the same record again is no change"
     assert catalogue.refused == 1
 

@@ -14,6 +14,7 @@ from features.user_state import Interaction, UserState
 from models.bundle import Bundle, BundleError
 from models.sources import Candidates
 from serving.answer import Answer, to_proto
+from serving.arms import POPULAR, RANDOM
 from serving.bundles import BundleWatcher, warm_up
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -250,11 +251,11 @@ def test_exploration_is_logged_with_its_chance_and_can_be_turned_off(view: LiveV
 
 
 def test_the_other_arms(view: LiveView) -> None:
-    assert _ids(_recommend(view, arm="popular", count=3)) == ["art00", "art01", "art02"]
-    drawn = to_proto(_recommend(view, arm="random", count=3))
+    assert _ids(_recommend(view, arm=POPULAR, count=3)) == ["art00", "art01", "art02"]
+    drawn = to_proto(_recommend(view, arm=RANDOM, count=3))
     assert drawn.experiment_arm == "random" and not drawn.items[0].head_probabilities
     assert [item.propensity for item in drawn.items] == pytest.approx([1 / 200, 1 / 199, 1 / 198])
-    shares = [_ids(_recommend(view, arm="random", count=10, request_id=f"q{k}")) for k in range(40)]
+    shares = [_ids(_recommend(view, arm=RANDOM, count=10, request_id=f"q{k}")) for k in range(40)]
     assert len({item_id for ids in shares for item_id in ids}) > 120
 
 
@@ -270,7 +271,9 @@ def test_rank_scores_the_callers_items(view: LiveView) -> None:
 def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
     live = Live(ItemSnapshot().finalise_all(NOW_MS))
     switched: list[str] = []
-    watcher = BundleWatcher(live=live, bundles_dir=tmp_path, threads=1, on_switch=switched.append)
+    watcher = BundleWatcher(
+        live=live, bundles_dir=tmp_path, threads=1, on_switch=lambda bundle_id, _: switched.append(bundle_id)
+    )
     watcher.look()
     assert live.view is None and watcher.refused == 0
     one = write_tiny_bundle(tmp_path, "one").name

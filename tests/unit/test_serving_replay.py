@@ -136,10 +136,11 @@ def test_a_difference_is_found_in_each_part(view: LiveView, tmp_path: Path) -> N
     record = _logged(answer)
     assert record.evidence is not None
     settings = dict(record.evidence.settings)
+    arm = settings["arm"]
     parts = {
         "features": _damaged(record, query={**record.evidence.query, "device": "tv"}),
-        "scores": _damaged(record, settings={**settings, "value_weights": {"click": 0.9}}),
-        "slate": _damaged(record, settings={**settings, "rerank": {**settings["rerank"], "category_penalty": 9}}),
+        "scores": _damaged(record, settings={**settings, "arm": {**arm, "value_weights": {"click": 0.9}}}),
+        "slate": _damaged(record, settings={**settings, "arm": {**arm, "rerank": {"category_penalty": 9}}}),
         "propensities": replace(record, items=tuple(replace(item, propensity=0.5) for item in record.items)),
     }
     for part, other in parts.items():

@@ -12,8 +12,9 @@ from models.item_table import train_item_table
 from serving.filters import exclusions
 from serving.query import ItemRules
 from serving.rule_index import RuleIndexes, index_rules, unknown_names
-from serving.rules import NO_RULES, Audience, Rules, RulesError, read_rules
+from serving.rules import MAX_NAMES, NO_RULES, Audience, Rules, RulesError, read_rules
 from serving.rules_watch import RulesWatcher
+from serving.server import Server, StartError, parse_arguments
 from serving.users import unknown_user
 from tests.serving_bundle import START_MS, tiny_items
 
@@ -101,6 +102,14 @@ def test_what_is_wrong_is_said_in_one_sentence(text: str, said: str, tmp_path: P
         _rules(text, tmp_path)
     sentence = str(refused.value)
     assert said in sentence and "\n" not in sentence and str(tmp_path / "rules.toml") in sentence
+
+
+def test_the_lists_of_a_file_are_bounded_together(tmp_path: Path) -> None:
+    half = ", ".join(f"'i{k}'" for k in range(MAX_NAMES // 2))
+    both = f"[[block]]\nname='a'\nitems=[{half}]\n[[block]]\nname='b'\nitems=[{half}"
+    assert len(_rules(both + "]", tmp_path).block) == 2
+    with pytest.raises(RulesError, match=r"got 20001 ids and names; allowed: 20000"):
+        _rules(both + ", 'one-more']", tmp_path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -221,6 +230,9 @@ def test_a_change_is_followed_and_a_bad_one_is_refused(tmp_path: Path, caplog: p
 def test_a_bad_file_at_the_start_is_refused_and_none_is_no_rules(tmp_path: Path) -> None:
     with pytest.raises(RulesError):
         RulesWatcher(tmp_path / "nowhere")
+    nowhere = ["--port", "1", "--bundles", str(tmp_path), "--feature-repo", str(tmp_path), "--rules", "nowhere.toml"]
+    with pytest.raises(StartError, match=r"rules nowhere.toml cannot be read: .* does not start without the rules"):
+        Server(parse_arguments(nowhere)[0], clock_ms=lambda: 0)
     watcher = RulesWatcher(None)
     watcher.start()
     watcher.look()

@@ -277,7 +277,8 @@ def test_similar_leaves_out_what_the_user_has_seen_or_filters_exclude(
 
 
 @pytest.mark.parametrize(
-    ("item_id", "why"), [("nope", "the catalogue does not know the item"), ("lonely", "no other item is like it")]
+    ("item_id", "why"),
+    [("nope", "the catalogue does not know the item"), ("lonely", "no other eligible item is like it")],
 )
 def test_without_neighbours_what_is_popular_comes_and_the_answer_says_so(
     bundle: Bundle, item_id: str, why: str

@@ -1,0 +1,121 @@
+"""The ranking service's pipeline, servicer and interceptors on a real port in this process, and an OTLP collector."""
+
+import asyncio
+import io
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event, Thread
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from serving import ranking_pb2_grpc
+from serving.decoding import UndecodableRequests
+from serving.logs import Bursts, JsonFormatter
+from serving.metrics import Metrics
+from serving.observed_requests import ObservedRequests, Tracer
+from serving.pipeline import Pipeline, PipelineConfig, Slates, Users
+from serving.service import RankingServicer
+from serving.view import LiveView
+
+
+@contextmanager
+def observed_service(
+    view: LiveView | None,
+    users: Users,
+    *,
+    metrics: Metrics,
+    tracer: Tracer | None = None,
+    slow_ms: float = 60_000,
+    slates: Slates | None = None,
+    max_in_flight: int = 8,
+) -> Iterator[str]:
+    """Serves the view on a free port; gives the address, and stops on leaving."""
+    servicer = RankingServicer(
+        pipeline=Pipeline(users=users, slates=slates, config=PipelineConfig(), clock_ms=lambda: 1_760_000_060_000),
+        view=lambda: view,
+        metrics=metrics,
+        max_in_flight=max_in_flight,
+        workers=1,
+    )
+    observed = ObservedRequests(metrics=metrics, slow_ms=slow_ms, tracer=tracer)
+    loop, ports, stopping = asyncio.new_event_loop(), [], asyncio.Event()
+    ready = Event()
+
+    async def serve() -> None:
+        server = grpc.aio.server(interceptors=(observed, UndecodableRequests()))
+        ranking_pb2_grpc.add_RankingServiceServicer_to_server(servicer, server)
+        ports.append(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        ready.set()
+        await stopping.wait()
+        await server.stop(1)
+
+    thread = Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield f"127.0.0.1:{ports[0]}"
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+        servicer.close()
+        loop.close()
+
+
+@dataclass
+class Collector(otlp_grpc.TraceServiceServicer):
+    """Keeps what is exported to it. While `answers` is cleared it takes calls and hangs."""
+
+    requests: list[otlp.ExportTraceServiceRequest] = field(default_factory=list)
+    answers: Event = field(default_factory=Event)
+
+    def Export(  # noqa: N802 - gRPC's name
+        self, request: otlp.ExportTraceServiceRequest, _: grpc.ServicerContext
+    ) -> otlp.ExportTraceServiceResponse:
+        self.answers.wait(10)
+        self.requests.append(request)
+        return otlp.ExportTraceServiceResponse()
+
+    def spans(self) -> list[Span]:
+        return [
+            span for request in self.requests for r in request.resource_spans for s in r.scope_spans for span in s.spans
+        ]
+
+
+@contextmanager
+def collector() -> Iterator[tuple[Collector, str]]:
+    """A collector on a free port, and its address."""
+    kept = Collector()
+    kept.answers.set()
+    server = grpc.server(ThreadPoolExecutor(2))
+    otlp_grpc.add_TraceServiceServicer_to_server(kept, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield kept, f"127.0.0.1:{port}"
+    finally:
+        kept.answers.set()
+        server.stop(0).wait()
+
+
+@contextmanager
+def captured_log() -> Iterator[io.StringIO]:
+    """Everything that this process logs, down to debug, as the service writes it."""
+    text, root = io.StringIO(), logging.getLogger()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(Bursts())
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield text
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
