@@ -11,14 +11,13 @@ import grpc
 import numpy as np
 
 from features.slates import SlateItem, SlateRecord
-from models.bundle import Bundle, BundleError
+from models.bundle import Bundle, BundleError, loaded
 from serving import ranking_pb2 as pb
 from serving.answer import contributions, proto_move
 from serving.call_error import CallError
 from serving.past_request import PastRequest, PastRequestError, past_request
 from serving.query import check_explain
 from serving.request_log import RequestLogError, RequestLogReader
-from serving.rerank import Move
 from serving.stages import STAGES
 from serving.trace import Trace, trace
 from serving.view import LiveView
@@ -83,7 +82,7 @@ class Explainer:
             try:
                 found = self._log.find(request_id)
             except RequestLogError as error:
-                raise CallError(grpc.StatusCode.UNAVAILABLE, f"{error}.") from error
+                raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
             if found is not None:
                 return found
             if perf_counter() >= until_s:
@@ -106,7 +105,7 @@ class PastBundles:
         if view is not None and (found := view.of(bundle_id)) is not None:
             return found.bundle
         if self._other is None or self._other.bundle_id != bundle_id:
-            self._other = Bundle.load(self._bundles_dir / bundle_id)
+            self._other = loaded(self._bundles_dir, bundle_id)
         return self._other
 
 
@@ -133,7 +132,7 @@ def explained_slate(past: PastRequest) -> pb.Slate:
     for stage in STAGES:
         if stage in evidence.stage_ms:
             slate.stage_times.add(stage=stage, ms=evidence.stage_ms[stage])
-    moves = moves_of(past)
+    moves = past.moves()
     rank_of = {row: rank for rank, row in enumerate(np.argsort(-past.score_C, kind="stable").tolist())}
     for item, row, explored in zip(
         record.items, past.served.row_S.tolist(), past.served.explored_S.tolist(), strict=True
@@ -149,12 +148,6 @@ def explained_slate(past: PastRequest) -> pb.Slate:
         )
         slate.items.append(_proto_item(item, explanation))
     return slate
-
-
-def moves_of(past: PastRequest) -> tuple[Move, ...]:
-    """What moved the slate's items, found by running the rerank stage again; empty where it comes out otherwise."""
-    again = past.reranked(explain=True)
-    return again.moves if np.array_equal(again.row_S[: len(past.served.row_S)], past.served.row_S) else ()
 
 
 def proto_trace(found: Trace) -> pb.ItemTrace:

@@ -115,7 +115,7 @@ class Metrics:
         self.slates = Counter("ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=registry)
         self.logged_requests = Counter(
             "ranking_logged_requests",
-            "Requests by fate in the request log: kept, dropped.",
+            "Requests by fate in their log: kept, dropped.",
             ["fate"],
             registry=registry,
         )
@@ -269,6 +269,8 @@ class Metrics:
         for fate in FATES:
             self.slates.labels(fate)
             self.spans.labels(fate)
+        for fate in ("kept", "dropped"):
+            self.logged_requests.labels(fate)
         for stage in STAGES:
             self.degraded.labels(stage)
         for fate in SHADOW_FATES:

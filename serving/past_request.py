@@ -22,11 +22,23 @@ from models.bundle import Bundle
 from models.history import user_history
 from models.item_table import UNKNOWN, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES, RankerInputs
+from models.refusal import RefusalError
 from models.sources import Candidates
 from models.sources.merge import merge
 from serving.arms import Arm
 from serving.pipeline import uniform
-from serving.rerank import Boost, Contenders, Pin, RankedRows, RerankConfig, RuleEffects, by_score, draw_rng, rerank
+from serving.rerank import (
+    Boost,
+    Contenders,
+    Move,
+    Pin,
+    RankedRows,
+    RerankConfig,
+    RuleEffects,
+    by_score,
+    draw_rng,
+    rerank,
+)
 from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved
 from serving.score import Scored, assemble
@@ -38,7 +50,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Float64s = npt.NDArray[np.float64]
 
 
-class PastRequestError(RuntimeError):
+class PastRequestError(RefusalError):
     """Why a request cannot be put together again: what was got, what is allowed, what to do."""
 
 
@@ -81,6 +93,16 @@ class PastRequest:
         history = user_history(self.state.history, self.view.item_table)
         item_index_R = self.item_index_C[self.arrays["input_row_R"]]
         return assemble(self.view, self.state, history, item_index_R, str(self.evidence.query["device"]))
+
+    def inputs_at(self, row: int) -> int | None:
+        """Where a candidate's inputs and probabilities stand among the logged ones; None where they were not logged."""
+        at = np.flatnonzero(self.arrays.get("input_row_R", np.empty(0, np.int32)) == row)
+        return int(at[0]) if at.size else None
+
+    def moves(self) -> tuple[Move, ...]:
+        """What moved the slate's items, by running the rerank stage again; empty where it comes out otherwise."""
+        again = self.reranked(explain=True)
+        return again.moves if np.array_equal(again.row_S[: len(self.served.row_S)], self.served.row_S) else ()
 
     def reranked(self, score_C: Float64s | None = None, *, explain: bool = False) -> RankedRows:
         """The slate of the logged scores, or of others, by the settings, the rules and the draws of the request."""

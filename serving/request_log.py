@@ -15,6 +15,7 @@ from pathlib import Path
 
 from features.names import MS_PER_DAY
 from features.slates import SlateRecord, parse_slate
+from models.refusal import RefusalError
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ CREATE INDEX IF NOT EXISTS by_time ON requests (served_at_ms);
 """
 
 
-class RequestLogError(RuntimeError):
+class RequestLogError(RefusalError):
     """The log cannot be read or written; the message says why and what to do."""
 
 
@@ -79,11 +80,11 @@ class RequestLogWriter:
         rows = [request.row() for request in requests]
         try:
             self._insert(rows)
-        except sqlite3.OperationalError as error:  # locked for too long, the disk is full, no permission
-            raise RequestLogError(f"the request log {self._file} cannot be written: {error}") from error
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:  # locked for too long, the disk is full, no permission
+            raise RequestLogError(f"the request log {self._file} cannot be written: {error}.") from error
+        except sqlite3.DatabaseError as error:
             self._set_aside(error)
-            raise RequestLogError(f"the request log {self._file} was damaged ({error}) and begins anew") from error
+            raise RequestLogError(f"the request log {self._file} was damaged ({error}) and begins anew.") from error
         self._unpruned_bytes += sum(len(row[-1]) for row in rows)
         if self._unpruned_bytes * _PRUNE_SHARE >= self._max_bytes:
             self.prune()
@@ -96,7 +97,7 @@ class RequestLogWriter:
             while (excess := self._bytes() - self._max_bytes) > 0 and self._remove_oldest(excess):
                 continue
         except sqlite3.Error as error:
-            raise RequestLogError(f"the request log {self._file} cannot be pruned: {error}") from error
+            raise RequestLogError(f"the request log {self._file} cannot be pruned: {error}.") from error
         self._unpruned_bytes = 0
 
     def close(self) -> None:
@@ -198,7 +199,7 @@ class RequestLogReader:
             ) as found:
                 yield iter(found.execute(query, values))
         except (sqlite3.Error, zlib.error, ValueError) as error:
-            raise RequestLogError(f"the request log {self._file} cannot be read: {error}; ask again later") from error
+            raise RequestLogError(f"the request log {self._file} cannot be read: {error}; ask again later.") from error
 
 
 def _record(blob: bytes) -> SlateRecord:

@@ -84,18 +84,22 @@ def test_it_stays_within_its_size_by_letting_the_oldest_go(tmp_path: Path) -> No
 
 _WRITER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
-from serving.request_log import RequestLogWriter
-from tests.unit.test_request_log import _logged, _record
-writer = RequestLogWriter(Path(sys.argv[1]), lambda: 1_760_000_000_000)
+from features.slates import parse_slate
+from serving.request_log import LoggedRequest, RequestLogWriter
+directory, name, value = sys.argv[1:]
+writer = RequestLogWriter(Path(directory), lambda: 1_760_000_000_000)
 for k in range(40):
-    writer.write(_logged(_record(f"{sys.argv[2]}-{k}", user_id=sys.argv[2])))
+    record = replace(parse_slate(value.encode()), request_id=f"{name}-{k}")
+    writer.write([LoggedRequest(record=record, value=record.to_json())])
 """
 
 
 def test_several_processes_write_to_one_file(tmp_path: Path) -> None:
-    names = ("one", "two", "three")
-    processes = [subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path), name], cwd=ROOT) for name in names]
+    names, value = ("one", "two", "three"), _record("r").to_json().decode()
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    processes = [subprocess.Popen([*command, name, value], cwd=ROOT) for name in names]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     reader = RequestLogReader(tmp_path)
     for name in names:
