@@ -76,5 +76,7 @@ class LakeTables:
     """Prefix of the finalised windowed features, one table a Feast view."""
     examples: str = "gold/examples"
     """Training examples: one row an impression, features point in time, labels."""
+    erased_users: str = "erased_users"
+    """Digests of erased users (`features.erasure`), whose records the ingest refuses, and since when."""
     quarantine: str = "quarantine"
     """Partitions that a quality gate refused, with the reasons."""

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.names import MS_PER_DAY
+from features.names import MS_PER_DAY, MS_PER_MINUTE
 from features.slates import SlateRecord, parse_slate
 from models.refusal import RefusalError
 
@@ -26,6 +26,7 @@ MAX_BYTES = 1024**3
 """Size at which the oldest requests go before their day is over: some 45,000 requests of 50 items."""
 BUSY_S = 2.0
 """How long another process may be writing."""
+PRUNE_EVERY_MS = 10 * MS_PER_MINUTE
 _PRUNE_SHARE = 20
 """Prunes whenever so small a part of `max_bytes` has been written."""
 _SCHEMA = """
@@ -72,8 +73,8 @@ class RequestLogWriter:
         self._max_bytes = max_bytes
         self._connection: sqlite3.Connection | None = None
         self._inode: int | None = None
-        self._unpruned_bytes = max_bytes
-        """As if much had been written, so that the first write prunes."""
+        self._unpruned_bytes = 0
+        self._pruned_ms = 0
 
     def write(self, requests: Sequence[LoggedRequest]) -> None:
         """Adds the requests, all or none; one that is there already stays. Raises `RequestLogError`."""
@@ -86,7 +87,12 @@ class RequestLogWriter:
             self._set_aside(error)
             raise RequestLogError(f"the request log {self._file} was damaged ({error}) and begins anew.") from error
         self._unpruned_bytes += sum(len(row[-1]) for row in rows)
-        if self._unpruned_bytes * _PRUNE_SHARE >= self._max_bytes:
+        self.prune_when_due()
+
+    def prune_when_due(self) -> None:
+        """Prunes if much has been written since the last time, or long ago. Raises `RequestLogError`."""
+        written = self._unpruned_bytes * _PRUNE_SHARE >= self._max_bytes
+        if written or self._clock_ms() - self._pruned_ms >= PRUNE_EVERY_MS:
             self.prune()
 
     def prune(self) -> None:
@@ -98,7 +104,7 @@ class RequestLogWriter:
                 continue
         except sqlite3.Error as error:
             raise RequestLogError(f"the request log {self._file} cannot be pruned: {error}.") from error
-        self._unpruned_bytes = 0
+        self._unpruned_bytes, self._pruned_ms = 0, self._clock_ms()
 
     def close(self) -> None:
         """Lets go of the file."""

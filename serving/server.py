@@ -28,6 +28,7 @@ from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
+from serving.door import Door
 from serving.explain import Explainer
 from serving.feedback import Feedback
 from serving.gauges import Gauges
@@ -114,6 +115,7 @@ class Server:
         if kafka is not None or requests is not None:
             share = config.full_features_share
             self._slates = SlateLog(kafka, config.topics.slates, self._metrics, requests=requests, full_share=share)
+        self._door = Door(self._open_store)
         self._upkeep = Upkeep(
             live=self._live,
             open_store=lambda version: open_backend(store_location(config.feature_repo), version),
@@ -147,6 +149,7 @@ class Server:
             workers=config.workers,
             explainer=None if config.request_log is None else self._explainer(config.request_log),
             feedback=None if kafka is None else Feedback(kafka, config.topics.events, self._metrics, clock_ms),
+            admitted=self._door.admitted,
         )
         self._gauges = Gauges(
             metrics=self._metrics,
@@ -166,6 +169,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, self._stopping.set)
+        self._door.start()
         self._upkeep.start()
         self._watcher.start()
         self._rules.start()
@@ -229,6 +233,7 @@ class Server:
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        self._door.stop()
         if self._tracer is not None:
             self._tracer.close()
         _log.info("stopped")

@@ -100,7 +100,7 @@ class SlateLog:
             if (logged := self._next()) is not None:
                 self._send(logged)
                 batch.append(logged)
-            if batch and (self._queue.empty() or len(batch) >= MAX_BATCH):
+            if self._queue.empty() or len(batch) >= MAX_BATCH:
                 self._keep(batch)
                 batch = []
         if self._requests is not None:
@@ -136,8 +136,10 @@ class SlateLog:
 
     def _keep(self, batch: list[LoggedRequest]) -> None:
         if self._requests is None:
-            return
+            return None
         try:
+            if not batch:
+                return self._requests.prune_when_due()
             self._requests.write(batch)
             self._metrics.logged_requests.labels("kept").inc(len(batch))
         except RequestLogError as error:
