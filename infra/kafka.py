@@ -117,7 +117,15 @@ def topic_configs(topics: Topics) -> dict[str, dict[str, str]]:
     kept = (topics.events, topics.slates, topics.too_late, topics.duplicates, topics.interactions)
     # A refused record of the largest size grows by a third in base64.
     letters = {**keep, "max.message.bytes": str(2 * 1024 * 1024)}
-    return {**dict.fromkeys(kept, keep), topics.dead_letters: letters, topics.items: compact, **tiles}
+    # A Rank of 10,000 items, as far as it is logged, with all features.
+    slates = {**keep, "max.message.bytes": str(4 * 1024 * 1024)}
+    return {
+        **dict.fromkeys(kept, keep),
+        topics.slates: slates,
+        topics.dead_letters: letters,
+        topics.items: compact,
+        **tiles,
+    }
 
 
 def create_topics(bootstrap_servers: str, topics: Topics, partitions: int = 2) -> None:

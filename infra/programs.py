@@ -191,6 +191,7 @@ def _serving(settings: Settings) -> Program:
         "--feature-repo": str(settings.feature_repo_dir),
         "--bootstrap-servers": settings.bootstrap_servers,
         "--metrics-port": str(settings.serving_metrics_port),
+        "--request-log": str(settings.request_log_dir),
     }
     if settings.rules_file:
         flags["--rules"] = settings.rules_file

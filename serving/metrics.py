@@ -113,6 +113,18 @@ class Metrics:
             registry=registry,
         )
         self.slates = Counter("ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=registry)
+        self.logged_requests = Counter(
+            "ranking_logged_requests",
+            "Requests by fate in their log: kept, dropped.",
+            ["fate"],
+            registry=registry,
+        )
+        self.feedback_events = Counter(
+            "ranking_feedback_events",
+            "Events of Feedback by fate: accepted, refused, unacknowledged.",
+            ["fate"],
+            registry=registry,
+        )
         self.spans = Counter(
             "ranking_spans", "Trace spans by fate: sent, failed, dropped.", ["fate"], registry=registry
         )
@@ -257,6 +269,8 @@ class Metrics:
         for fate in FATES:
             self.slates.labels(fate)
             self.spans.labels(fate)
+        for fate in ("kept", "dropped"):
+            self.logged_requests.labels(fate)
         for stage in STAGES:
             self.degraded.labels(stage)
         for fate in SHADOW_FATES:

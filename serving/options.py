@@ -29,6 +29,10 @@ class ServerConfig:
     """What people pin, boost and block (`serving.rules`); None: nothing."""
     experiments: Path | None = None
     """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
+    request_log: Path | None = None
+    """Directory of the request log, which the workers of one machine share; None: none is kept."""
+    full_features_share: float = 0.05
+    """Of the requests, how many are logged with the features of every candidate; explained ones are in any case."""
     host: str = "127.0.0.1"
     processes: int = 1
     """Worker processes that share the port; 0 is one a core."""
@@ -126,6 +130,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
     parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
     parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
+    parser.add_argument("--events-topic", default=Topics.events, help="where Feedback goes (default: %(default)s)")
+    parser.add_argument("--request-log", type=_directory, help="directory of the last day's requests (default: none)")
+    parser.add_argument("--full-features-share", type=_share, default=0.05, help="share of requests logged in full")
     parser.add_argument("--topics-version", default=specs.version(), help="suffix of the derived topics")
     parser.add_argument(
         "--processes", type=_processes, default=1, help="worker processes, 0 for one a core (default: %(default)s)"
@@ -148,5 +155,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     got = parser.parse_args(arguments)
     values = {name: value for name, value in vars(got).items() if not name.endswith(("_topic", "_version"))}
     values["bootstrap_servers"] = got.bootstrap_servers or None
-    topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
+    names = {"events": got.events_topic, "items": got.items_topic, "slates": got.slates_topic}
+    topics = Topics(version=got.topics_version, **names)
     return ServerConfig(**values, topics=topics)

@@ -30,7 +30,7 @@ from serving.arms import Arm
 from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
 from serving.paging import ItemHashes
 from serving.query import Query
-from serving.rerank import RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank import Contenders, RankedRows, RerankConfig, by_score, draw_rng, rerank
 from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
@@ -145,11 +145,13 @@ class Pipeline:
         with progress.stage(SCORE):
             scored = self._score(request, item_index_C, retrieval_score_C)
         with progress.stage(RERANK):
-            rows = self._rerank(request, retrieved, item_index_C, scored, pinned)
+            rows, contended = self._rerank(request, retrieved, item_index_C, scored, pinned)
             if request.arm.uniform:
-                rows = _uniform(rows, excluded.eligible)
+                rows = uniform(rows, excluded.eligible)
         token = _next_page_token(request, excluded, item_index_C, rows)
-        return self._finished(request, retrieved, item_index_C, scored, rows, next_page_token=token)
+        return self._finished(
+            request, retrieved, item_index_C, scored, rows, excluded=excluded, contenders=contended, token=token
+        )
 
     def similar(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The neighbours of an item, in the order of the merge; what is popular for an item without any."""
@@ -167,7 +169,7 @@ class Pipeline:
         with progress.stage(RERANK):
             scored = unranked(retrieval_score_C)
             rows = by_score(scored.score_C, query.count)
-        return self._finished(request, retrieved, item_index_C, scored, rows)
+        return self._finished(request, retrieved, item_index_C, scored, rows, excluded=excluded)
 
     def rank(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The caller's own items by score; without the ranker in the caller's order."""
@@ -295,17 +297,18 @@ class Pipeline:
         item_index_C: Int32s,
         scored: Scored,
         pinned: tuple[PinnedItem, ...],
-    ) -> RankedRows:
+    ) -> tuple[RankedRows, Contenders | None]:
         query, progress = request.query, request.progress
         if not request.arm.reranked:
-            return by_score(scored.score_C, query.count)
+            return by_score(scored.score_C, query.count), None
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
-            return by_score(scored.score_C, query.count)
+            return by_score(scored.score_C, query.count), None
         try:
             effects = request.rules.effects(request.audience, item_index_C, pinned)
+            contended = contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms)
             rows = rerank(
-                contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
+                contended,
                 query.count,
                 request.arm.rerank or self._config.rerank,
                 draw_rng(query.request_id) if query.explore else None,
@@ -314,10 +317,10 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
             _log.exception("the rerank failed", extra={"request_id": query.request_id})
             progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
-            return by_score(scored.score_C, query.count)
+            return by_score(scored.score_C, query.count), None
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
-        return rows
+        return rows, contended
 
     def _finished(
         self,
@@ -327,8 +330,10 @@ class Pipeline:
         scored: Scored,
         rows: RankedRows,
         *,
+        excluded: Exclusions | None = None,
+        contenders: Contenders | None = None,
         unknown_item_ids: tuple[str, ...] = (),
-        next_page_token: str = "",
+        token: str = "",
     ) -> Answer:
         answer = Answer(
             query=request.query,
@@ -342,8 +347,10 @@ class Pipeline:
             item_index_C=item_index_C,
             scored=scored,
             rows=rows,
+            excluded=excluded,
+            contenders=contenders,
             unknown_item_ids=unknown_item_ids,
-            next_page_token=next_page_token,
+            next_page_token=token,
             rules_version=request.rules.rules.version,
         )
         with request.progress.stage(SIDE_EFFECTS):
@@ -365,7 +372,7 @@ def _chosen(view: LiveView, query: Query, progress: Progress) -> LiveView:
     return found or view
 
 
-def _uniform(rows: RankedRows, eligible: int) -> RankedRows:
+def uniform(rows: RankedRows, eligible: int) -> RankedRows:
     """The propensities of a draw without replacement: one in what is left at each position."""
     left_S = np.maximum(eligible - np.arange(len(rows.row_S)), 1)
     return replace(rows, propensity_S=1.0 / left_S)

@@ -14,6 +14,7 @@ MAX_COUNT = 500
 MAX_ITEM_IDS = 10_000
 MAX_CATEGORIES = 1_000
 MAX_LANGUAGES = 100
+MAX_TRACED = 100
 MAX_SURFACE = 64
 MAX_DEVICE = 32
 MAX_LOCALE = 35
@@ -123,6 +124,13 @@ def similar_query(
         explain=request.explain,
         similar_to=request.item_id,
     )
+
+
+def check_explain(request: ranking_pb2.ExplainRequest) -> None:
+    """Checks an Explain request. Raises `RequestError` naming the field, what was got and what is allowed."""
+    if not _text("request_id", request.request_id, MAX_ID_BYTES):
+        raise RequestError("request_id", "", f"1 to {MAX_ID_BYTES} characters of {ID_PATTERN}")
+    _ids("item_ids", request.item_ids, MAX_TRACED)
 
 
 def _check_count(count: int) -> None:

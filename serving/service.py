@@ -4,17 +4,21 @@ import asyncio
 import contextvars
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
+from typing import TypeVar
 
 import grpc
 
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
 from serving.answer import Answer, to_proto
+from serving.call_error import CallError
 from serving.experiments import Experiments
+from serving.explain import Explainer
+from serving.feedback import Feedback
 from serving.metrics import Metrics
 from serving.observation import observed
 from serving.pipeline import Pipeline
@@ -34,10 +38,11 @@ RETRY_AFTER_MS = 50
 
 Run = Callable[[LiveView, Query, Progress], Answer]
 Parse = Callable[[str, Experiments], Query]
+Answered = TypeVar("Answered")
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """Recommend, Rank and Similar. At most `max_in_flight` requests at once; more are refused at once."""
+    """All methods. At most `max_in_flight` slates at once; more are refused at once."""
 
     def __init__(
         self,
@@ -47,6 +52,8 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         metrics: Metrics,
         max_in_flight: int,
         workers: int,
+        explainer: Explainer | None = None,
+        feedback: Feedback | None = None,
         admitted: Callable[[Query], Query] = lambda query: query,
     ) -> None:
         """`admitted` takes the user out of a query who must not be known (`serving.door`)."""
@@ -55,6 +62,8 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self._metrics = metrics
         self._admitted = admitted
         self._max_in_flight = max_in_flight
+        self._explainer = explainer
+        self._feedback = feedback
         self._in_flight = 0
         self._last_request_s = perf_counter()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="pipeline")
@@ -73,6 +82,28 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """Items like an item."""
         return await self._answer(context, partial(similar_query, request), self._pipeline.similar)
 
+    async def Explain(  # noqa: N802
+        self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RequestExplanation:
+        """What stood behind a past answer."""
+
+        async def work(left_s: float) -> pb.RequestExplanation:
+            if self._explainer is None:
+                raise CallError(grpc.StatusCode.NOT_FOUND, "the service keeps no request log; give it --request-log")
+            return await self._explainer.answer(request, left_s)
+
+        return await self._aside(context, work)
+
+    async def Feedback(self, request: pb.FeedbackRequest, context: grpc.aio.ServicerContext) -> pb.FeedbackResponse:  # noqa: N802
+        """User events in."""
+
+        async def work(left_s: float) -> pb.FeedbackResponse:
+            if self._feedback is None:
+                raise CallError(grpc.StatusCode.UNAVAILABLE, "the service runs without Kafka; give it an address")
+            return await self._feedback.take(request, left_s)
+
+        return await self._aside(context, work)
+
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
         return 0.0 if self._in_flight else perf_counter() - self._last_request_s
@@ -80,6 +111,10 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
     def close(self) -> None:
         """Ends the worker threads; call it after the server has stopped."""
         self._threads.shutdown(wait=True)
+        if self._explainer is not None:
+            self._explainer.close()
+        if self._feedback is not None:
+            self._feedback.close()
 
     async def _answer(self, context: grpc.aio.ServicerContext, parse: Parse, run: Run) -> pb.Slate:
         started_s = self._last_request_s = perf_counter()
@@ -120,3 +155,16 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             self._in_flight -= 1
             self._last_request_s = perf_counter()
             self._metrics.in_flight.set(self._in_flight)
+
+    async def _aside(self, context: grpc.aio.ServicerContext, work: Callable[[float], Awaitable[Answered]]) -> Answered:
+        """Runs what is no ranking, and needs no bundle, within the caller's deadline."""
+        self._last_request_s = perf_counter()
+        left_s = context.time_remaining()
+        left_s = DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)
+        try:
+            return await work(left_s - ANSWER_RESERVE_S)
+        except RequestError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CallError as error:
+            await context.abort(error.code, str(error))
+        raise AssertionError  # abort has raised

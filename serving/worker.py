@@ -26,6 +26,8 @@ from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
 from serving.door import Door
+from serving.explain import Explainer
+from serving.feedback import Feedback
 from serving.follower import Follower
 from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
@@ -36,6 +38,7 @@ from serving.observed_requests import ObservedRequests
 from serving.options import ServerConfig, parse_arguments
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.processes import CANNOT_START, StartError, end_with_parent
+from serving.request_log import RequestLogReader, RequestLogWriter
 from serving.rule_index import unknown_names
 from serving.rules import RulesError
 from serving.rules_watch import RulesWatcher
@@ -74,7 +77,11 @@ class Worker:
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
         self._door = Door(self._open_store)
-        self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
+        requests = None if config.request_log is None else RequestLogWriter(config.request_log, clock_ms)
+        self._slates = None
+        if kafka is not None or requests is not None:
+            share = config.full_features_share
+            self._slates = SlateLog(kafka, config.topics.slates, self._metrics, requests=requests, full_share=share)
         self._follower = Follower(
             live=self._live,
             snapshots=SnapshotReader(config.snapshot_dir, perf_counter),
@@ -106,6 +113,8 @@ class Worker:
             metrics=self._metrics,
             max_in_flight=config.max_in_flight,
             workers=config.workers,
+            explainer=None if config.request_log is None else self._explainer(config.request_log),
+            feedback=None if kafka is None else self._feedback(kafka, clock_ms),
             admitted=self._door.admitted,
         )
         self._gauges = Gauges(
@@ -193,6 +202,12 @@ class Worker:
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+    def _explainer(self, request_log: Path) -> Explainer:
+        return Explainer(RequestLogReader(request_log), lambda: self._live.view, self._config.bundles)
+
+    def _feedback(self, kafka: str, clock_ms: Callable[[], int]) -> Feedback:
+        return Feedback(kafka, self._config.topics.events, self._metrics, clock_ms, self._door.refuses)
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))

@@ -56,6 +56,9 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("similar", "i1"), 1, "nothing listens on port"),
         (("rules", "check"), 2, "Missing argument"),
         (("rules", "check", "nowhere.toml"), 1, "rules nowhere.toml cannot be read"),
+        (("why", "u1"), 2, "Missing argument"),
+        (("why", "u1", "i1"), 1, "has no request of 'u1'; ask for a slate first"),
+        (("replay-request", "r1"), 1, "has no request 'r1'; give the request_id of a slate"),
         (("train", "ranker", "--examples", "t.parquet"), 2, "--config"),
         (
             ("train", "ranker", "--examples", "t.parquet", "--config", "nowhere.json"),

@@ -13,7 +13,7 @@ from features.specs import Entity, features_of
 from features.user_state import Interaction, UserState
 from models.bundle import Bundle, BundleError
 from models.sources import Candidates
-from serving.answer import Answer, to_proto, to_record
+from serving.answer import Answer, to_proto
 from serving.arms import POPULAR, RANDOM
 from serving.bundles import BundleWatcher, warm_up
 from serving.item_snapshot import ItemSnapshot
@@ -22,6 +22,7 @@ from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import ItemRules, Query
 from serving.rerank import RerankConfig
 from serving.score import SUNK_SCORE
+from serving.slate_record import to_record
 from serving.stages import Progress
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
