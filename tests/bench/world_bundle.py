@@ -1,4 +1,4 @@
-"""A bundle of the production's shape and size. Its weights are drawn, not trained: scoring takes as long with either."""
+"""A bundle of the production's shape and size. Its weights are drawn, not trained, which costs as much to score."""
 
 from pathlib import Path
 
