@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -134,7 +135,8 @@ class Processes:
 
     def _send(self, role: str, signal_: signal.Signals) -> None:
         for pid in [pid for pid, running in self._running.items() if running == role]:
-            os.kill(pid, signal_)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal_)
 
     async def _wait(self, seconds: float) -> None:
         try:

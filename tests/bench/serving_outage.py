@@ -29,8 +29,8 @@ from tests.bench.serving_world import (
     live_tiles,
     publish_catalogue,
     write_requests,
-    write_world_bundle,
 )
+from tests.bench.world_bundle import write_world_bundle
 from tests.conftest import free_port, wait_for
 from tests.ranking_service import Service, ranking_service
 from tests.serving_bundle import promote

@@ -1,5 +1,6 @@
 """Several processes at one port: what shares it, what dies and comes again, and what ends with what."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -121,3 +122,4 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path_factory: pytest.Temp
         started.process.kill()
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive
+        shutil.rmtree(started.shared_dir)  # the next service at this port would remove it
