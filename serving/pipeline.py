@@ -4,10 +4,10 @@ Each stage has a limit within the caller's deadline and a fallback; what fell ba
 
 | stage | limit | fallback |
 |---|---|---|
-| hydrate | `hydrate_ms`, at most half of what is left | a user without events |
+| hydrate | `hydrate_ms`, at most half of what is left; not begun below `min_hydrate_ms` | a user without events |
 | retrieve | no further source once `score_reserve_ms` is all that is left | the other sources, popular, newest |
 | filter | in memory | none: without the user's state there is nothing seen or hidden to filter |
-| score | not begun with less than `min_score_ms` left | the retrieval's order |
+| score | not begun below `min_score_ms`, nor when it would end late by what it has cost | the retrieval's order |
 | rerank | not begun past the deadline | the order of the scores |
 | side effects | never waits | counted, and named in the answer |
 
@@ -28,16 +28,20 @@ from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
 from serving.arms import ARMS, Arm
 from serving.arms import RANDOM as RANDOM_ARM
+from serving.cost import Cost
 from serving.filters import Exclusions, exclusions
 from serving.query import Query
 from serving.rerank import RankedRows, RerankConfig, by_score, rerank
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.score import Scored, score, unranked
-from serving.stages import FILTER, HYDRATE, RERANK, RETRIEVE, SCORE, SIDE_EFFECTS, Progress
+from serving.stages import ADMIT, FILTER, HYDRATE, RERANK, RETRIEVE, SCORE, SIDE_EFFECTS, Progress
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
 
 _log = logging.getLogger(__name__)
+
+HEADROOM = 0.8
+"""Of the time left for scoring, what candidates are cut to fit: some goes by before it begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ class PipelineConfig:
     min_candidates: int = 100
     """Below it the popular source and the catalogue fill up."""
     hydrate_ms: float = 25.0
+    min_hydrate_ms: float = 1.0
+    """With less there is no use in asking the store."""
     score_reserve_ms: float = 8.0
     min_score_ms: float = 3.0
     rerank: RerankConfig = field(default_factory=RerankConfig)
@@ -59,6 +65,10 @@ class PipelineConfig:
                 f"pipeline: got min_candidates={self.min_candidates}, max_candidates={self.max_candidates}; "
                 "allowed: 0 < min_candidates <= max_candidates."
             )
+
+    def limit(self, share: float) -> int:
+        """How many candidates are scored at most while the service has room for that share of the optional ones."""
+        return self.min_candidates + round(share * (self.max_candidates - self.min_candidates))
 
 
 class Users(Protocol):
@@ -92,7 +102,7 @@ class _Hydrated:
 
 
 class Pipeline:
-    """Answers queries from a view. Holds no state of its own, so it may run in several threads."""
+    """Answers queries from a view. Holds no state but what scoring has cost, so it may run in several threads."""
 
     def __init__(
         self,
@@ -106,6 +116,9 @@ class Pipeline:
         self._slates = slates
         self._config = config
         self._clock_ms = clock_ms
+        self._score_cost = Cost()
+        self.answer_cost = Cost()
+        """Of a finished request, from its last stage to its message, by the items in it."""
 
     def recommend(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """A slate of the best eligible items. Never fails for a part that fails."""
@@ -116,7 +129,7 @@ class Pipeline:
             retrieved = self._retrieve(request, excluded)
         with progress.stage(FILTER):
             kept = excluded.keep(retrieved.merged.item_index_C)
-            limit = max(self._config.max_candidates, query.count)
+            limit = self._limit(request, int(np.count_nonzero(kept)))
             item_index_C = retrieved.merged.item_index_C[kept][:limit]
             retrieval_score_C = retrieved.merged.score_C[kept][:limit]
         with progress.stage(SCORE):
@@ -145,13 +158,7 @@ class Pipeline:
     def _hydrate(self, view: LiveView, query: Query, progress: Progress) -> _Hydrated:
         instant_ms = self._clock_ms()
         with progress.stage(HYDRATE):
-            state = unknown_user(query.user_id, instant_ms)
-            if query.user_id:
-                timeout_ms = min(self._config.hydrate_ms, max(progress.remaining_ms(), 0.0) / 2)
-                try:
-                    state = self._users.read(query.user_id, instant_ms, timeout_ms)
-                except UserReadError as error:
-                    progress.degrade(HYDRATE, str(error), error.kind)
+            state = self._user(query.user_id, instant_ms, progress)
             history = user_history(state.history, view.item_table)
         for note in view.notes:
             progress.degrade(RETRIEVE, note)
@@ -164,6 +171,43 @@ class Pipeline:
             history=history,
             rng=np.random.default_rng(int.from_bytes(query.request_id.encode())),
         )
+
+    def _user(self, user_id: str, instant_ms: int, progress: Progress) -> UserState:
+        if progress.user is not None:
+            return progress.user
+        if not user_id:
+            return unknown_user(user_id, instant_ms)
+        timeout_ms = min(self._config.hydrate_ms, progress.remaining_ms() / 2)
+        try:
+            if timeout_ms < self._config.min_hydrate_ms:
+                raise UserReadError("no time left to read the user", "no_time")
+            progress.user = self._users.read(user_id, instant_ms, timeout_ms)
+        except UserReadError as error:
+            progress.degrade(HYDRATE, str(error), error.kind)
+            return unknown_user(user_id, instant_ms)
+        return progress.user
+
+    def _limit(self, request: _Hydrated, eligible: int) -> int:
+        """How many of the eligible candidates are scored: fewer when the service is busy or the deadline near, but
+        never fewer than the caller wants, and no fewer than `min_candidates` because it is busy.
+        """
+        config, query, progress = self._config, request.query, request.progress
+        plenty = min(max(config.max_candidates, query.count), eligible)
+        limit = min(max(config.limit(progress.share), query.count), plenty)
+        if limit < plenty and request.arm.ranked:
+            progress.degrade(ADMIT, f"the service is busy: {plenty - limit} of {plenty} candidates were not scored")
+        if not request.arm.ranked:
+            return plenty
+        left_ms = self._score_ms(request) * HEADROOM
+        fitting = self._score_cost.fitting(request.view.bundle.bundle_id, limit, left_ms)
+        if min(query.count, limit) <= fitting < limit:
+            progress.degrade(SCORE, f"little time left: {limit - fitting} of {limit} candidates were not scored")
+            return fitting
+        return limit
+
+    def _score_ms(self, request: _Hydrated) -> float:
+        """How long scoring may take so that the answer is on time, by what finishing it has cost."""
+        return request.progress.remaining_ms() - self.answer_cost.estimate_ms("", request.query.count)
 
     def _retrieve(self, request: _Hydrated, excluded: Exclusions) -> Retrieved:
         view, arm, instant_ms = request.view, request.arm, request.state.instant_ms
@@ -189,15 +233,20 @@ class Pipeline:
         progress, query = request.progress, request.query
         if not request.arm.ranked:
             return fallback
-        if progress.remaining_ms() < self._config.min_score_ms:
+        bundle_id, left_ms = request.view.bundle.bundle_id, self._score_ms(request)
+        fitting = self._score_cost.fitting(bundle_id, len(item_index_C), left_ms)
+        if fitting < len(item_index_C) or left_ms < self._config.min_score_ms:
             progress.degrade(SCORE, "no time left for the ranker: items are in the order of retrieval")
             return fallback
+        started_s = progress.monotonic_s()
         try:
             scored = score(request.view, request.state, request.history, item_index_C, query.device)
         except Exception as error:  # noqa: BLE001 - a ranker that fails must not fail the answer
             _log.exception("the ranker failed")
             progress.degrade(SCORE, f"the ranker failed ({type(error).__name__}): items are in the order of retrieval")
             return fallback
+        spent_ms = (progress.monotonic_s() - started_s) * 1000
+        self._score_cost.observe(bundle_id, len(item_index_C), spent_ms)
         if scored.sunk:
             progress.degrade(SCORE, f"{scored.sunk} of {len(item_index_C)} scores were not finite and sank")
         return scored
@@ -230,6 +279,7 @@ class Pipeline:
         rows: RankedRows,
         unknown_item_ids: tuple[str, ...] = (),
     ) -> Answer:
+        request.progress.claim.take()
         answer = Answer(
             query=request.query,
             view=request.view,

@@ -91,7 +91,12 @@ class Server:
         self._metrics = Metrics()
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka = config.bootstrap_servers
-        self._users = UserReader(self._open_store, perf_counter)
+        self._users = UserReader(
+            self._open_store,
+            perf_counter,
+            on_circuit=self._metrics.guard.enter_circuit_state,
+            on_retry=self._metrics.guard.store_retries.inc,
+        )
         self._users.open_ahead()
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
         self._upkeep = Upkeep(

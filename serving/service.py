@@ -1,17 +1,15 @@
-"""The gRPC servicer: checks and bounds requests, and runs the pipeline in worker threads."""
+"""The gRPC servicer: checks requests, admits them or sheds them, and has the pipeline answer them in time."""
 
-import asyncio
-import contextvars
 import logging
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 import grpc
 
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
+from serving.admission import Admission, AdmissionConfig
 from serving.answer import Answer, to_proto
 from serving.metrics import Metrics
 from serving.observation import observed
@@ -19,6 +17,7 @@ from serving.pipeline import Pipeline
 from serving.query import Query, RequestError, rank_query, recommend_query
 from serving.stages import Progress
 from serving.view import LiveView
+from serving.workers import LateError, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -27,14 +26,12 @@ DEFAULT_DEADLINE_S = 1.0
 MAX_DEADLINE_S = 10.0
 ANSWER_RESERVE_S = 0.002
 """Kept of the caller's deadline for the way back."""
-RETRY_AFTER_MS = 50
-"""The hint to a caller that is shed."""
 
 Run = Callable[[LiveView, Query, Progress], Answer]
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """Recommend and Rank. At most `max_in_flight` requests at once; more are refused at once."""
+    """Recommend and Rank, as many at once as `serving.admission` lets in."""
 
     def __init__(
         self,
@@ -48,10 +45,9 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self._pipeline = pipeline
         self._view = view
         self._metrics = metrics
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self._admission = Admission(AdmissionConfig(max_in_flight=max_in_flight, workers=workers), perf_counter)
+        self._workers = Workers(self._admission)
         self._last_request_s = perf_counter()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="pipeline")
 
     async def Recommend(  # noqa: N802 - gRPC's name
         self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
@@ -67,19 +63,21 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
-        return 0.0 if self._in_flight else perf_counter() - self._last_request_s
+        return 0.0 if self._admission.in_flight else perf_counter() - self._last_request_s
 
     def close(self) -> None:
         """Ends the worker threads; call it after the server has stopped."""
-        self._threads.shutdown(wait=True)
+        self._workers.close()
 
     async def _answer(self, context: grpc.aio.ServicerContext, parse: Callable[[str], Query], run: Run) -> pb.Slate:
         started_s = self._last_request_s = perf_counter()
-        if self._in_flight >= self._max_in_flight:
+        if self._admission.full:
             self._metrics.shed.inc()
-            context.set_trailing_metadata((("retry-after-ms", str(RETRY_AFTER_MS)),))
-            reason = f"{self._in_flight} requests are under way; retry after {RETRY_AFTER_MS} ms"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            why, retry_after_ms = (
+                f"{self._admission.in_flight} requests are under way",
+                self._admission.retry_after_ms(),
+            )
+            await refuse_for_now(context, why, retry_after_ms)
         view = self._view()
         if view is None:
             reason = "no bundle has been promoted yet; train and promote one, then try again"
@@ -93,22 +91,39 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             query = parse(uuid.uuid4().hex)
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        progress = Progress(monotonic_s=perf_counter, deadline_s=started_s + left_s - ANSWER_RESERVE_S)
         seen = observed()
-        seen.request_id, seen.wanted = query.request_id, query.count
-        seen.progress = progress = Progress(monotonic_s=perf_counter, deadline_s=started_s + left_s - ANSWER_RESERVE_S)
-        seen.slate = await self._run(run, view, query, progress)
+        seen.request_id, seen.wanted, seen.progress = query.request_id, query.count, progress
+        self._admit(progress)
+        try:
+            outcome = await self._workers.run(lambda attempt: self._slate(run, view, query, attempt), progress)
+        except LateError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before a thread was free")
+        finally:
+            self._last_request_s = perf_counter()
+            self._metrics.in_flight.set(self._admission.in_flight)
+        if outcome.progress is not progress:
+            self._metrics.guard.last_resort.inc()
+        seen.progress, seen.slate = outcome.progress, outcome.result
         return seen.slate
 
-    async def _run(self, run: Run, view: LiveView, query: Query, progress: Progress) -> pb.Slate:
-        self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
-        try:
-            # In a copy of the context, so that what the thread logs carries the request's ids.
-            work = asyncio.get_running_loop().run_in_executor(
-                self._threads, contextvars.copy_context().run, lambda: to_proto(run(view, query, progress))
-            )
-            return await work
-        finally:
-            self._in_flight -= 1
-            self._last_request_s = perf_counter()
-            self._metrics.in_flight.set(self._in_flight)
+    def _admit(self, progress: Progress) -> None:
+        """Takes a place for the request and says how much of it is done."""
+        self._admission.enter()
+        progress.share = self._admission.share()
+        self._metrics.in_flight.set(self._admission.in_flight)
+        self._metrics.guard.candidate_share.set(progress.share)
+
+    def _slate(self, run: Run, view: LiveView, query: Query, progress: Progress) -> pb.Slate:
+        answer = run(view, query, progress)
+        finished_s = progress.monotonic_s()
+        slate = to_proto(answer)
+        self._pipeline.answer_cost.observe("", len(slate.items), (progress.monotonic_s() - finished_s) * 1000)
+        return slate
+
+
+async def refuse_for_now(context: grpc.aio.ServicerContext, why: str, retry_after_ms: int) -> None:
+    """Ends the call with RESOURCE_EXHAUSTED and the hint that callers, and gRPC's own retries, read."""
+    hint = str(retry_after_ms)
+    context.set_trailing_metadata((("retry-after-ms", hint), ("grpc-retry-pushback-ms", hint)))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{why}; retry after {hint} ms")
