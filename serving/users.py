@@ -129,8 +129,9 @@ class UserReader:
             return attempt()
 
         def worth_it(error: BaseException) -> bool:
-            left_s = until_s - self._monotonic_s()
-            return isinstance(error, UserReadError) and error.kind == "failed" and left_s >= MIN_RETRY_S
+            if not isinstance(error, UserReadError) or error.kind != "failed" or self._breaker.state == STATE_OPEN:
+                return False
+            return until_s - self._monotonic_s() >= MIN_RETRY_S
 
         return Retrying(
             stop=stop_after_attempt(ATTEMPTS),

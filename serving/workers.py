@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from serving.admission import Admission
-from serving.stages import ADMIT, Progress
+from serving.stages import ADMIT, Progress, SupersededError
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _hurried(work: Callable[[Progress], T], progress: Progress) -> Outcome[T]:
 
 
 async def _first_good(attempts: "Iterable[asyncio.Future[Outcome[T]]]") -> Outcome[T]:
-    """The first outcome. Raises what the last of the attempts raised if all fail."""
+    """The first outcome. Raises what one of the attempts raised if all fail."""
     pending = set(attempts)
     error: BaseException = LateError()
     while pending:
@@ -127,7 +127,8 @@ async def _first_good(attempts: "Iterable[asyncio.Future[Outcome[T]]]") -> Outco
             failure = None if one.cancelled() else one.exception()
             if failure is None and not one.cancelled():
                 return one.result()
-            error = failure or error
+            if failure is not None and not isinstance(failure, SupersededError):
+                error = failure
     raise error
 
 

@@ -185,23 +185,36 @@ def test_a_store_is_opened_ahead_and_no_request_waits_for_it(store: Backend) -> 
     users.close()
 
 
-def test_an_sqlite_file_that_is_locked_costs_the_limit_and_comes_back(tmp_path: Path) -> None:
-    file, clock = tmp_path / "online.db", Clock()
-    users = UserReader(lambda: open_backend(str(file)), clock)
-    assert _kinds(users, 1) == ["ok"]
-    with sqlite3.connect(file, isolation_level=None) as other:
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        other.execute("PRAGMA journal_mode = DELETE")
-        kinds = _kinds(users, FAILURES + 1, timeout_ms=30.0)
-        assert set(kinds) <= {"timeout", "failed", "closed"}, kinds
-    other.close()
-    clock.now_s += OPEN_AT_MOST_S
-
-    def back() -> bool:
+def _until_it_answers(users: UserReader, clock: Clock) -> None:
+    def answers() -> bool:
         clock.now_s += OPEN_AT_MOST_S
         return _kinds(users, 1) == ["ok"]
 
-    wait_for(back, "the file, once it is free", timeout_s=20)
+    wait_for(answers, "the store, once it is back", timeout_s=20)
+
+
+def test_an_sqlite_file_that_another_program_holds(tmp_path: Path) -> None:
+    file, clock = tmp_path / "online.db", Clock()
+    open_backend(str(file)).close()
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
+    users = UserReader(lambda: open_backend(str(file)), clock)
+    assert _kinds(users, FAILURES + 1, timeout_ms=30.0) == ["timeout"] * FAILURES + ["closed"]
+    other.close()
+    _until_it_answers(users, clock)
+    users.close()
+
+
+def test_an_sqlite_file_that_is_removed(tmp_path: Path) -> None:
+    file, clock = tmp_path / "online.db", Clock()
+    users = UserReader(lambda: open_backend(str(file)), clock)
+    assert _kinds(users, 1) == ["ok"]
+    for one in tmp_path.iterdir():
+        one.unlink()
+    assert _kinds(users, 3)[-1] == "closed", "rows of a file that is gone are no answer"
+    _until_it_answers(users, clock)
+    assert file.exists()
     users.close()
 
 
