@@ -3,9 +3,10 @@
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,13 +14,16 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from features.clock import wall_clock_ms
-from infra.commands import CommandError, evaluate, models, say, train, weights
+from infra.commands import CommandError, evaluate, experiments, models, rules, say, train, weights
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
 from infra.stack import Stack, StackError
 from infra.supervisor import SupervisorError
 from models.refusal import RefusalError
+
+if TYPE_CHECKING:
+    from serving.client import RankingClient, Slate
 
 LOG_LINES = 40
 INTERRUPTED = 130
@@ -28,6 +32,8 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
+app.add_typer(rules.app, name="rules")
+app.add_typer(experiments.app, name="experiments")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -238,9 +244,23 @@ def ledger() -> None:
 def recommend(
     user: Annotated[str, typer.Argument(metavar="USER", help="user_id; an unknown one gets what is popular.")],
     count: Annotated[int, typer.Option(min=1, max=500, help="How many items.")] = 10,
-    arm: Annotated[str, typer.Option(help="Arm: millrace, popular or random; default: the user's own.")] = "",
+    arm: Annotated[str, typer.Option(help="millrace, popular, random or EXPERIMENT/ARM; default: the user's.")] = "",
 ) -> None:
     """Ask the ranking service for a slate and show it as a table."""
+    _show_slate(lambda client: client.recommend(user, count=count, arm=arm, explain=True))
+
+
+@app.command()
+def similar(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="item_id; for an unknown one comes what is popular.")],
+    user: Annotated[str, typer.Option(help="Leaves out what this user has seen or hidden.")] = "",
+    count: Annotated[int, typer.Option(min=1, max=500, help="How many items.")] = 10,
+) -> None:
+    """Ask the ranking service for items like an item and show them as a table."""
+    _show_slate(lambda client: client.similar(item, count, user_id=user))
+
+
+def _show_slate(ask: "Callable[[RankingClient], Slate]") -> None:
     from infra.views import slate_view
     from serving.client import RankingClient, RankingError
 
@@ -248,7 +268,7 @@ def recommend(
     _need_port(settings.grpc_port, "the ranking service")
     try:
         with RankingClient(settings.grpc_address, timeout_s=5.0) as client:
-            slate = client.recommend(user, count=count, arm=arm, explain=True)
+            slate = ask(client)
     except RankingError as error:
         raise CommandError(f"the ranking service refused: {error}.") from None
     console.print(slate_view(slate))

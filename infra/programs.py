@@ -187,10 +187,13 @@ def _serving(settings: Settings) -> Program:
     flags = {
         "--port": str(settings.grpc_port),
         "--bundles": str(settings.bundles_dir),
+        "--experiments": str(settings.experiments_file),
         "--feature-repo": str(settings.feature_repo_dir),
         "--bootstrap-servers": settings.bootstrap_servers,
         "--metrics-port": str(settings.serving_metrics_port),
     }
+    if settings.rules_file:
+        flags["--rules"] = settings.rules_file
     return _python("serving", _module("serve", "serving.server", flags))
 
 

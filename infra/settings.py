@@ -67,10 +67,14 @@ class Settings(BaseSettings):
     """What training tasks hand to one another."""
     feature_repo_dir: Path = _below_var("feature-repo")
     """Feast's repository: `feature_store.yaml` and its registry."""
+    experiments_file: Path = _below_var("experiments.toml")
+    """Experiments of the ranking service; none without the file. An example: infra/serving/experiments.toml."""
     dags_dir: Path = ROOT / "dags"
     """The folder that Airflow reads."""
     online_store: str = ""
     """Path of the SQLite file or a `redis://` URL; the default is a file below `var_dir`."""
+    rules_file: str = ""
+    """What people pin, boost and block in slates (`serving/rules.example.toml`); empty: nothing."""
     tracking_uri: str = ""
     """MLflow's tracking store and registry; the default is a SQLite file below `var_dir`."""
 

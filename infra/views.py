@@ -10,6 +10,7 @@ from features.ledger import Account, Outcome
 from features.specs import Entity, WindowedFeature, features_of
 from features.user_state import UserState
 from serving.client import Slate
+from serving.rules import BlockRule, BoostRule, Rule, Rules
 
 HISTORY_SHOWN = 10
 
@@ -66,6 +67,40 @@ def slate_view(slate: Slate) -> Group:
     )
     worse = [f"degraded: {stage}: {reason}" for stage, reason in slate.degraded.items()]
     return Group(head, *worse, table)
+
+
+def rules_view(rules: Rules) -> Table:
+    """Every rule of a file: its kind and name, what it does to which items, and when and for whom."""
+    table = Table("kind", "rule", "does", "to", "when", box=None)
+    for pin in rules.pin:
+        table.add_row("pin", pin.name, f"position {pin.position}", pin.item, _when(pin))
+    for boost in rules.boost:
+        does = f"add {boost.add:g}" if boost.add is not None else f"multiply by {boost.multiply:g}"
+        table.add_row("boost", boost.name, does, _targets(boost), _when(boost))
+    for block in rules.block:
+        table.add_row("block", block.name, "", _targets(block), _when(block))
+    for versions in rules.versions:
+        table.add_row("versions", versions.name, "", f"{len(versions.items)} items", "always")
+    return table
+
+
+def _targets(rule: BoostRule | BlockRule) -> str:
+    named = {"items": rule.items, "creators": rule.creators, "categories": rule.categories}
+    if isinstance(rule, BoostRule):
+        named["languages"] = rule.languages
+    return ", ".join(f"{len(names)} {kind}" for kind, names in named.items() if names)
+
+
+def _when(rule: Rule) -> str:
+    lists = {
+        "on": rule.surfaces,
+        "in": rule.languages_of_users,
+        "with": rule.devices,
+        "interested in": rule.interests,
+        "from": () if rule.starts is None else (rule.starts.isoformat(),),
+        "until": () if rule.ends is None else (rule.ends.isoformat(),),
+    }
+    return "; ".join(f"{word} {', '.join(names)}" for word, names in lists.items() if names) or "always"
 
 
 def _windows(features: Sequence[WindowedFeature], columns: dict[str, Sequence[float]]) -> Table:

@@ -71,6 +71,17 @@ class Bundle:
         )
 
 
+def loaded(bundles_dir: Path, bundle_id: str, threads: int = 1) -> Bundle:
+    """The verified bundle of this id. Raises `BundleError`, also when its directory is gone or holds another."""
+    path = bundles_dir / bundle_id
+    if not path.is_dir():
+        raise BundleError(f"the directory of {bundle_id} is gone from {bundles_dir}; copy it back or train again.")
+    bundle = Bundle.load(path, threads)
+    if bundle.bundle_id != bundle_id:
+        raise BundleError(f"bundle {path}: its manifest says {bundle.bundle_id}; copy the bundle again.")
+    return bundle
+
+
 def champion_id(bundles_dir: Path) -> str | None:
     """The promoted bundle's id; None before the first promotion. Raises `BundleError` on an unreadable file."""
     return None if (record := champion_record(bundles_dir)) is None else str(record["bundle_id"])

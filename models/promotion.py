@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from models.bundle import Bundle, BundleError, champion_id, read_manifest
+from models.bundle import Bundle, BundleError, champion_id, loaded, read_manifest
 from models.champions import Action, read_champions, set_champion
 from models.evaluate_bundle import BundleQuality, evaluate_bundle
 from models.gates import (
@@ -213,17 +213,6 @@ def roll_back(registry: Registry, workspace: Path, bundles_dir: Path, bundle_id:
     align(registry, workspace, bundles_dir)
     registry.tag(version, {"rolled_back_to_at_ms": str(now_ms)})
     return target
-
-
-def loaded(bundles_dir: Path, bundle_id: str) -> Bundle:
-    """The verified bundle of this id. Raises `BundleError`, also when its directory is gone or holds another."""
-    path = bundles_dir / bundle_id
-    if not path.is_dir():
-        raise BundleError(f"the directory of {bundle_id} is gone from {bundles_dir}; copy it back or train again.")
-    bundle = Bundle.load(path)
-    if bundle.bundle_id != bundle_id:
-        raise BundleError(f"bundle {path}: its manifest says {bundle.bundle_id}; copy the bundle again.")
-    return bundle
 
 
 def _champion(

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.bundle import Bundle, champion_id
+from models.bundle import Bundle, champion_id, loaded
 from models.bundle_writer import reweighted
 from models.evaluate_bundle import ScoredExamples, score_examples
 from models.gates import DEFAULT_LIMITS, GateLimits
-from models.promotion import decide, judge_weights, loaded
+from models.promotion import decide, judge_weights
 from models.ranker.evaluation import realised_value, slate_ndcg
 from models.ranker_inputs import HEADS
 from models.refusal import RefusalError

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from features.slates import SlateCandidate, SlateItem, SlateRecord
+from features.user_state import UserState
 from models.item_table import Int32s
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
 from serving import ranking_pb2 as pb
+from serving.arms import Arm
 from serving.query import Query
 from serving.rerank import Move, RankedRows, by_score
 from serving.retrieve import Retrieved
@@ -25,7 +27,10 @@ class Answer:
     """One answer with everything behind it. `rows` are rows of the candidates, which `item_index_C` names."""
 
     query: Query
+    arm: Arm
+    """The arm as it answered (`Arm.effective`)."""
     view: LiveView
+    state: UserState
     progress: Progress
     served_at_ms: int
     newest_event_ms: int | None
@@ -35,6 +40,9 @@ class Answer:
     scored: Scored
     rows: RankedRows
     unknown_item_ids: tuple[str, ...] = ()
+    next_page_token: str = ""
+    rules_version: str = ""
+    """Of the rules file in use when it was answered."""
 
     def item_id(self, row: int) -> str:
         """The id of the candidate in a row."""
@@ -72,12 +80,13 @@ def to_proto(answer: Answer) -> pb.Slate:
     slate = pb.Slate(
         request_id=answer.query.request_id,
         bundle_id=answer.view.bundle.bundle_id,
-        experiment_arm=answer.query.arm,
+        experiment_arm=answer.arm.name,
         served_at_ms=answer.served_at_ms,
         item_snapshot_time_ms=answer.view.snapshot_instant_ms,
         candidates_retrieved=len(answer.retrieved.merged.item_index_C),
         candidates_scored=len(answer.item_index_C),
         unknown_item_ids=answer.unknown_item_ids,
+        next_page_token=answer.next_page_token,
     )
     if answer.newest_event_ms is not None:
         slate.newest_event_time_ms = answer.newest_event_ms
@@ -116,7 +125,7 @@ def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
     for position, row in enumerate(answer.rows.row_S.tolist()):
         out[position] = pb.Explanation(
             rank_by_score=rank_of[row],
-            contributions=_contributions(answer.probabilities(row), answer.view.bundle.value_weights),
+            contributions=_contributions(answer.probabilities(row), answer.arm.value_weights),
             features={**user, **answer.features(row)},
             explored=bool(answer.rows.explored_S[position]),
             source_ranks=answer.source_ranks(row),
@@ -155,7 +164,7 @@ def to_record(answer: Answer) -> SlateRecord:
         served_at_ms=answer.served_at_ms,
         surface=answer.query.surface,
         bundle_id=answer.view.bundle.bundle_id,
-        arm=answer.query.arm,
+        arm=answer.arm.name,
         degraded=tuple(f"{note.stage}: {note.reason}" for note in answer.progress.degraded),
         snapshot_instant_ms=answer.view.snapshot_instant_ms,
         newest_event_ms=answer.newest_event_ms,

@@ -21,7 +21,7 @@ _RETRY = (
     '"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, '
     '"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}'
 )
-"""Both calls only read, so they may be sent again. gRPC adds jitter to the backoff."""
+"""All calls only read, so they may be sent again. gRPC adds jitter to the backoff."""
 
 
 class RankingError(RuntimeError):
@@ -70,6 +70,8 @@ class Slate:
     candidates_retrieved: int
     candidates_scored: int
     unknown_item_ids: tuple[str, ...]
+    next_page_token: str = ""
+    """Gives the next page to `recommend`; empty where the scroll ends."""
 
 
 class RankingClient:
@@ -97,6 +99,9 @@ class RankingClient:
         allow_item_ids: Sequence[str] = (),
         block_item_ids: Sequence[str] = (),
         block_categories: Sequence[str] = (),
+        languages: Sequence[str] = (),
+        max_age_ms: int = 0,
+        page_token: str = "",
         explain: bool = False,
         timeout_s: float | None = None,
     ) -> Slate:
@@ -113,9 +118,12 @@ class RankingClient:
                 block_item_ids=block_item_ids,
                 categories=categories,
                 block_categories=block_categories,
+                languages=languages,
+                max_age_ms=max_age_ms,
             ),
             experiment_arm=arm,
             explain=explain,
+            page_token=page_token,
         )
         return self._called(self._stub.Recommend, request, timeout_s)
 
@@ -135,6 +143,31 @@ class RankingClient:
             user_id=user_id, surface=surface, device=device, locale=locale, item_ids=item_ids, explain=explain
         )
         return self._called(self._stub.Rank, request, timeout_s)
+
+    def similar(
+        self,
+        item_id: str,
+        count: int = 10,
+        *,
+        user_id: str = "",
+        surface: str = "",
+        locale: str = "",
+        categories: Sequence[str] = (),
+        languages: Sequence[str] = (),
+        explain: bool = False,
+        timeout_s: float | None = None,
+    ) -> Slate:
+        """Items like an item; with a user, none that they have seen or hidden. Raises `RankingError`."""
+        request = pb.SimilarRequest(
+            item_id=item_id,
+            user_id=user_id,
+            surface=surface,
+            locale=locale,
+            count=count,
+            filter=pb.ItemFilter(categories=categories, languages=languages),
+            explain=explain,
+        )
+        return self._called(self._stub.Similar, request, timeout_s)
 
     def serving(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> bool:
         """Whether the service is there and has a bundle."""
@@ -158,8 +191,8 @@ class RankingClient:
 
     def _called(
         self,
-        method: "grpc.UnaryUnaryMultiCallable[pb.RecommendRequest | pb.RankRequest, pb.Slate]",
-        request: pb.RecommendRequest | pb.RankRequest,
+        method: "grpc.UnaryUnaryMultiCallable[pb.RecommendRequest | pb.RankRequest | pb.SimilarRequest, pb.Slate]",
+        request: pb.RecommendRequest | pb.RankRequest | pb.SimilarRequest,
         timeout_s: float | None,
     ) -> Slate:
         try:
@@ -188,6 +221,7 @@ def _slate(slate: pb.Slate) -> Slate:
         candidates_retrieved=slate.candidates_retrieved,
         candidates_scored=slate.candidates_scored,
         unknown_item_ids=tuple(slate.unknown_item_ids),
+        next_page_token=slate.next_page_token,
     )
 
 

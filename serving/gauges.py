@@ -52,6 +52,9 @@ class Gauges:
             metrics.catalogue_age_seconds.set((now_ms - self._catalogue_since_ms) / 1000)
             metrics.snapshot_age_seconds.set((now_ms - view.snapshot_instant_ms) / 1000)
         metrics.bundles_refused.set(self._watcher.refused)
+        metrics.bundles_loaded.set(len(self._watcher.loaded))
+        metrics.on_earlier_champion.set(self._watcher.on_earlier_champion)
+        metrics.experiments_refused.set(self._watcher.experiments_refused)
         metrics.records_refused.labels("items").set(self._live.items_refused)
         metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
         for topic, connected in self._upkeep.connected.items():

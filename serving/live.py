@@ -1,12 +1,27 @@
-"""The one place where bundle, catalogue and item features meet: each change publishes another immutable view."""
+"""The one place where bundles, catalogue and item features meet: each change publishes another immutable view."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from models.bundle import Bundle
+from models.item_table import ItemTable
 from serving.catalogue import Catalogue
+from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.item_snapshot import SnapshotFeatures
 from serving.view import LiveView, ViewBuilder
+
+
+@dataclass(kw_only=True)
+class _Loaded:
+    """A bundle in use with the catalogue over its items."""
+
+    bundle: Bundle
+    table: ItemTable
+    builder: ViewBuilder = field(default_factory=ViewBuilder)
+
+    def view(self, snapshot: SnapshotFeatures, notes: tuple[str, ...]) -> LiveView:
+        return self.builder.build(self.bundle, self.table, snapshot, notes)
 
 
 class Live:
@@ -15,17 +30,20 @@ class Live:
     def __init__(self, snapshot: SnapshotFeatures) -> None:
         self._lock = Lock()
         self._catalogue = Catalogue()
-        self._builder = ViewBuilder()
         self._snapshot = snapshot
-        self._bundle: Bundle | None = None
+        self._champion: _Loaded | None = None
+        self._before: _Loaded | None = None
+        """The champion before, with its catalogue kept current, so that going back costs little."""
+        self._beside: dict[str, _Loaded] = {}
+        self._experiments = NO_EXPERIMENTS
         self._notes: dict[str, str] = {}
         self.view: LiveView | None = None
         """None until the first bundle."""
 
     @property
     def bundle_id(self) -> str | None:
-        """The bundle that answers now."""
-        return None if self._bundle is None else self._bundle.bundle_id
+        """The bundle that answers outside experiments now."""
+        return None if self._champion is None else self._champion.bundle.bundle_id
 
     @property
     def items_refused(self) -> int:
@@ -35,20 +53,29 @@ class Live:
     def preview(self, bundle: Bundle) -> LiveView:
         """The view that a bundle would answer from, without its becoming the one in use."""
         with self._lock:
-            table = self._catalogue.over(bundle.item_table)
-            return ViewBuilder().build(bundle, table, self._snapshot, ())
+            return self._of(bundle).view(self._snapshot, ())
 
     def switch(self, bundle: Bundle) -> None:
-        """Makes the bundle the one in use. Requests under way keep theirs."""
+        """Makes the bundle the champion. Requests under way keep theirs."""
         with self._lock:
-            self._catalogue.rebase(bundle.item_table)
-            self._bundle = bundle
+            loaded = self._of(bundle)
+            if loaded is not self._champion:
+                self._before, self._champion = self._champion, loaded
+            self._publish()
+
+    def run(self, experiments: Experiments, beside: Iterable[Bundle]) -> None:
+        """Runs these experiments with these bundles beside the champion, in the place of those before."""
+        with self._lock:
+            self._experiments = experiments
+            self._beside = {bundle.bundle_id: self._of(bundle) for bundle in beside}
             self._publish()
 
     def apply_items(self, records: Iterable[bytes | None]) -> None:
         """Takes records of the items topic; new items and availability hold from the next request on."""
         with self._lock:
-            if self._catalogue.apply(records):
+            if changed := self._catalogue.apply(records):
+                for loaded in self._all():
+                    loaded.table = loaded.table.with_items(changed)
                 self._publish()
 
     def apply_snapshot(self, snapshot: SnapshotFeatures) -> None:
@@ -58,7 +85,7 @@ class Live:
             self._publish()
 
     def note(self, part: str, why: str | None) -> None:
-        """Says that a part of the view may be behind, or with None that it is not."""
+        """Says that a part of the view is not as it should be, or with None that it is."""
         with self._lock:
             if self._notes.get(part) == why:
                 return
@@ -68,7 +95,22 @@ class Live:
                 self._notes[part] = why
             self._publish()
 
+    def _of(self, bundle: Bundle) -> _Loaded:
+        known = (loaded for loaded in self._all() if loaded.bundle is bundle)
+        return next(known, None) or _Loaded(bundle=bundle, table=self._catalogue.over(bundle.item_table))
+
+    def _all(self) -> list[_Loaded]:
+        """Each once, though the champion may be an arm's bundle, too."""
+        held = (self._champion, self._before, *self._beside.values())
+        return list({id(loaded): loaded for loaded in held if loaded is not None}.values())
+
     def _publish(self) -> None:
-        if self._bundle is not None and self._catalogue.table is not None:
-            notes = tuple(self._notes.values())
-            self.view = self._builder.build(self._bundle, self._catalogue.table, self._snapshot, notes)
+        if self._champion is not None:
+            notes, champion_id = tuple(self._notes.values()), self._champion.bundle.bundle_id
+            beside = {
+                bundle_id: loaded.view(self._snapshot, notes)
+                for bundle_id, loaded in self._beside.items()
+                if bundle_id != champion_id
+            }
+            champion = self._champion.view(self._snapshot, notes)
+            self.view = replace(champion, experiments=self._experiments, beside=beside)

@@ -15,7 +15,10 @@ from serving.stages import HYDRATE, STAGES
 from serving.users import UserReadError
 
 FATES = ("sent", "failed", "dropped")
+SHADOW_FATES = ("scored", "skipped", "failed")
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
+_CORRELATION = (-0.5, 0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+_OVERLAP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _SOURCE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _AGE_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400)
 _SWITCH_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -45,9 +48,13 @@ class Metrics:
         self._add_bundle(registry)
         self._add_parts(registry)
         self.guard = GuardMetrics(registry)
+        self._add_rules(registry)
+        self._add_experiments(registry)
         self._start_at_zero()
         # Looking labels up costs more than counting: a request took 92 µs, with these kept 36.
         self._stage_seconds = cache(self.stage_seconds.labels)
+        self._filtered_items = cache(self.filtered_items.labels)
+        self._placed_items = cache(self.placed_items.labels)
         self._of_source = cache(self._source_children)
 
     def _add_stages(self, registry: CollectorRegistry) -> None:
@@ -132,6 +139,15 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.bundles_loaded = Gauge(
+            "ranking_bundles_loaded", "Bundles in memory.", registry=registry, multiprocess_mode="livemax"
+        )
+        self.on_earlier_champion = Gauge(
+            "ranking_on_earlier_champion",
+            "1 while another bundle answers than champion.json names, since that one cannot be served.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._bundle_id: str | None = None
 
     def _add_parts(self, registry: CollectorRegistry) -> None:
@@ -174,6 +190,70 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+    def _add_experiments(self, registry: CollectorRegistry) -> None:
+        self.arms = Counter("ranking_arm_answers", "Answers by experiment arm.", ["experiment_arm"], registry=registry)
+        self.experiments_refused = Gauge(
+            "ranking_experiments_refused",
+            "Experiments files and bundles of theirs refused since the start.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.shadow = Counter(
+            "ranking_shadow",
+            "Answers drawn for the challenger by fate: scored, skipped, failed.",
+            ["fate"],
+            registry=registry,
+        )
+        self.shadow_seconds = Histogram(
+            "ranking_shadow_seconds", "Time of the challenger's scoring.", buckets=_SECONDS, registry=registry
+        )
+        self.shadow_rank_correlation = Histogram(
+            "ranking_shadow_rank_correlation",
+            "Spearman's rho of the champion's and the challenger's scores of a request's candidates.",
+            buckets=_CORRELATION,
+            registry=registry,
+        )
+        self.shadow_top_overlap = Histogram(
+            "ranking_shadow_top_overlap",
+            "Share of the champion's best k that are among the challenger's, k being the slate's length.",
+            buckets=_OVERLAP,
+            registry=registry,
+        )
+
+    def _add_rules(self, registry: CollectorRegistry) -> None:
+        self.filtered_items = Counter(
+            "ranking_filtered_items",
+            "Items of the catalogue that each filter left out, summed over the answers.",
+            ["reason"],
+            registry=registry,
+        )
+        self.placed_items = Counter(
+            "ranking_placed_items",
+            "Positions that were explored or pinned, and candidates that were deduplicated.",
+            ["how"],
+            registry=registry,
+        )
+        self.rules_info = Gauge(
+            "ranking_rules_info",
+            "1 for the version of the rules in use, 0 for those before it.",
+            ["version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.rules_refused = Gauge(
+            "ranking_rules_refused",
+            "Changes of the rules file refused since the start.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.rules_unknown_names = Gauge(
+            "ranking_rules_unknown_names",
+            "Items, creators, categories and languages of the rules that the catalogue does not hold.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._rules_version: str | None = None
+
     def _start_at_zero(self) -> None:
         """What alerts watch is there from the start: a counter that appears with 1 has not increased."""
         for fate in FATES:
@@ -181,6 +261,8 @@ class Metrics:
             self.spans.labels(fate)
         for stage in STAGES:
             self.degraded.labels(stage)
+        for fate in SHADOW_FATES:
+            self.shadow.labels(fate)
         for kind in UserReadError.KINDS:
             self.store_errors.labels(kind)
 
@@ -197,6 +279,13 @@ class Metrics:
         if switch_s is not None:
             self.bundle_switch_seconds.observe(switch_s)
 
+    def use_rules(self, version: str) -> None:
+        """Marks the rules in use."""
+        if self._rules_version is not None:
+            self.rules_info.labels(self._rules_version).set(0)
+        self._rules_version = version
+        self.rules_info.labels(version).set(1)
+
     def _source_children(self, source: str, outcome: str) -> tuple[Counter, Counter, Histogram]:
         calls = self.source_calls.labels(source, outcome)
         return calls, self.source_candidates.labels(source), self.source_seconds.labels(source)
@@ -211,6 +300,7 @@ class Metrics:
         slate = request.slate
         if slate is None:
             return
+        self.arms.labels(slate.experiment_arm).inc()
         self.candidates.observe(slate.candidates_scored)
         self.slate_items.labels(request.method).observe(len(slate.items))
         if request.wanted and not slate.items:
@@ -229,6 +319,10 @@ class Metrics:
         for note in progress.degraded:
             if note.stage == HYDRATE and note.kind:
                 self.store_errors.labels(note.kind).inc()
+        for reason, items in progress.filtered.items():
+            self._filtered_items(reason).inc(items)
+        for how, items in progress.placed.items():
+            self._placed_items(how).inc(items)
         for call in progress.source_calls:
             calls, candidates, seconds = self._of_source(call.source, call.outcome)
             calls.inc()

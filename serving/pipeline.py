@@ -8,7 +8,7 @@ Each stage has a limit within the caller's deadline and a fallback; what fell ba
 | retrieve | no further source once `score_reserve_ms` is all that is left | the other sources, popular, newest |
 | filter | in memory | none: without the user's state there is nothing seen or hidden to filter |
 | score | not begun below `min_score_ms`, nor when it would end late by what it has cost | the retrieval's order |
-| rerank | not begun past the deadline | the order of the scores |
+| rerank | not begun past the deadline | the order of the scores, without pins |
 | side effects | never waits | counted, and named in the answer |
 
 C candidates, L items of the history, I items of the live table.
@@ -26,14 +26,18 @@ from models.history import UserHistory, user_history
 from models.item_table import UNKNOWN, Int32s
 from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
-from serving.arms import ARMS, Arm
-from serving.arms import RANDOM as RANDOM_ARM
+from serving.arms import Arm
 from serving.cost import Cost
-from serving.filters import Exclusions, exclusions
+from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
+from serving.paging import ItemHashes
 from serving.query import Query
-from serving.rerank import RankedRows, RerankConfig, by_score, rerank
+from serving.rerank import RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved, of_request, retrieve
+from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
+from serving.rules import NO_RULES, Audience, Rules
 from serving.score import Scored, score, unranked
+from serving.similar import similar_items
 from serving.stages import ADMIT, FILTER, HYDRATE, RERANK, RETRIEVE, SCORE, SIDE_EFFECTS, Progress
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
@@ -57,6 +61,7 @@ class PipelineConfig:
     """With less there is no use in asking the store."""
     score_reserve_ms: float = 8.0
     min_score_ms: float = 3.0
+    seen_window_ms: int = SEEN_WINDOW_MS
     rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def __post_init__(self) -> None:
@@ -65,6 +70,8 @@ class PipelineConfig:
                 f"pipeline: got min_candidates={self.min_candidates}, max_candidates={self.max_candidates}; "
                 "allowed: 0 < min_candidates <= max_candidates."
             )
+        if self.seen_window_ms < 0:
+            raise ValueError(f"pipeline: got seen_window_ms={self.seen_window_ms}; allowed: from 0.")
 
     def limit(self, share: float) -> int:
         """How many candidates are scored at most while the service has room for that share of the optional ones."""
@@ -87,6 +94,14 @@ class Slates(Protocol):
         ...
 
 
+class Shadows(Protocol):
+    """What scores answers again in the shadow (`serving.shadow.ShadowScorer`)."""
+
+    def offer(self, answer: Answer) -> None:
+        """Takes the answer, or not, at once."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Hydrated:
     """What every stage after hydration reads."""
@@ -97,12 +112,14 @@ class _Hydrated:
     progress: Progress
     state: UserState
     history: UserHistory
+    rules: RuleIndex
+    audience: Audience
     rng: np.random.Generator
-    """Seeded by the request id, so that a replay of the request draws the same."""
+    """Of the retrieval, seeded by the request id, so that a replay of the request draws the same."""
 
 
 class Pipeline:
-    """Answers queries from a view. Holds no state but what scoring has cost, so it may run in several threads."""
+    """Answers queries from a view. Keeps only what requests would make anew, so it may run in several threads."""
 
     def __init__(
         self,
@@ -111,33 +128,58 @@ class Pipeline:
         slates: Slates | None,
         config: PipelineConfig,
         clock_ms: Callable[[], int],
+        rules: Callable[[], Rules] = lambda: NO_RULES,
+        shadow: Shadows | None = None,
     ) -> None:
         self._users = users
+        self._shadow = shadow
         self._slates = slates
         self._config = config
         self._clock_ms = clock_ms
         self._score_cost = Cost()
         self.answer_cost = Cost()
         """Of a finished request, from its last stage to its message, by the items in it."""
+        self._rules = rules
+        self._rule_indexes = RuleIndexes()
+        self._hashes = ItemHashes()
 
     def recommend(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """A slate of the best eligible items. Never fails for a part that fails."""
         request = self._hydrate(view, query, progress)
+        view = request.view
         with progress.stage(FILTER):
-            excluded = exclusions(view.item_table, request.state, query.rules)
+            excluded = self._exclusions(request, "scrolled", self._hashes.shown(view.item_table.item_ids, query.scroll))
+            pinned = self._pinned(request, excluded)
+            excluded = excluded.but_for(pin.item_index for pin in pinned)
         with progress.stage(RETRIEVE):
-            retrieved = self._retrieve(request, excluded)
+            retrieved = self._retrieve(request, excluded).with_pinned([pin.item_index for pin in pinned])
         with progress.stage(FILTER):
-            kept = excluded.keep(retrieved.merged.item_index_C)
-            limit = self._limit(request, int(np.count_nonzero(kept)))
-            item_index_C = retrieved.merged.item_index_C[kept][:limit]
-            retrieval_score_C = retrieved.merged.score_C[kept][:limit]
+            item_index_C, retrieval_score_C = self._kept(request, retrieved, excluded, pinned)
         with progress.stage(SCORE):
             scored = self._score(request, item_index_C, retrieval_score_C)
         with progress.stage(RERANK):
-            rows = self._rerank(request, retrieved, item_index_C, scored)
-            if request.arm is RANDOM_ARM:
+            rows = self._rerank(request, retrieved, item_index_C, scored, pinned)
+            if request.arm.uniform:
                 rows = _uniform(rows, excluded.eligible)
+        token = _next_page_token(request, excluded, item_index_C, rows)
+        return self._finished(request, retrieved, item_index_C, scored, rows, next_page_token=token)
+
+    def similar(self, view: LiveView, query: Query, progress: Progress) -> Answer:
+        """The neighbours of an item, in the order of the merge; what is popular for an item without any."""
+        request = self._hydrate(view, query, progress)
+        view = request.view
+        index = None if query.similar_to is None else view.item_table.index.get(query.similar_to)
+        with progress.stage(FILTER):
+            itself_I = None if index is None else np.arange(len(view.item_table)) == index
+            excluded = self._exclusions(request, "itself", itself_I)
+        with progress.stage(RETRIEVE):
+            asked = self._asked(request, excluded)
+            retrieved = similar_items(view.bundle.sources, asked, index, query.count, progress)
+        with progress.stage(FILTER):
+            item_index_C, retrieval_score_C = self._kept(request, retrieved, excluded, ())
+        with progress.stage(RERANK):
+            scored = unranked(retrieval_score_C)
+            rows = by_score(scored.score_C, query.count)
         return self._finished(request, retrieved, item_index_C, scored, rows)
 
     def rank(self, view: LiveView, query: Query, progress: Progress) -> Answer:
@@ -145,7 +187,7 @@ class Pipeline:
         request = self._hydrate(view, query, progress)
         with progress.stage(RETRIEVE):
             asked = query.item_ids or ()
-            found = view.item_table.indices(asked)
+            found = request.view.item_table.indices(asked)
             unknown = tuple(item_id for item_id, index in zip(asked, found, strict=True) if index == UNKNOWN)
             retrieved = of_request(found[found != UNKNOWN])
         item_index_C = retrieved.merged.item_index_C
@@ -153,19 +195,28 @@ class Pipeline:
             scored = self._score(request, item_index_C, retrieved.merged.score_C)
         with progress.stage(RERANK):
             rows = by_score(scored.score_C, query.count)
-        return self._finished(request, retrieved, item_index_C, scored, rows, unknown)
+        return self._finished(request, retrieved, item_index_C, scored, rows, unknown_item_ids=unknown)
 
     def _hydrate(self, view: LiveView, query: Query, progress: Progress) -> _Hydrated:
-        instant_ms = self._clock_ms()
+        view, instant_ms = _chosen(view, query, progress), self._clock_ms()
         with progress.stage(HYDRATE):
             state = self._user(query.user_id, instant_ms, progress)
             history = user_history(state.history, view.item_table)
         for note in view.notes:
             progress.degrade(RETRIEVE, note)
+        audience = Audience(
+            surface=query.surface,
+            language=query.language,
+            device=query.device,
+            interests=frozenset(state.categories),
+            instant_ms=instant_ms,
+        )
         return _Hydrated(
+            rules=self._rule_indexes.of(self._rules(), view.item_table),
+            audience=audience,
             view=view,
             query=query,
-            arm=ARMS[query.arm],
+            arm=query.arm.effective(view.bundle.bundle_id, view.bundle.value_weights, self._config.rerank),
             progress=progress,
             state=state,
             history=history,
@@ -209,10 +260,45 @@ class Pipeline:
         """How long scoring may take so that the answer is on time, by what finishing it has cost."""
         return request.progress.remaining_ms() - self.answer_cost.estimate_ms("", request.query.count)
 
+    def _exclusions(self, request: _Hydrated, reason: str, mask_I: Bools | None) -> Exclusions:
+        """What is filtered out, with what one more reason leaves out."""
+        excluded = exclusions(
+            request.view.item_table,
+            request.state,
+            request.query.rules,
+            seen_window_ms=self._config.seen_window_ms,
+            more={"rule": request.rules.blocked(request.audience), reason: mask_I},
+        )
+        request.progress.filtered = excluded.dropped
+        return excluded
+
+    def _pinned(self, request: _Hydrated, excluded: Exclusions) -> tuple[PinnedItem, ...]:
+        query = request.query
+        if not (request.arm.reranked and query.scroll.is_first_page):
+            return ()
+        return request.rules.pinned(request.audience, excluded, query.count)
+
+    def _kept(
+        self, request: _Hydrated, retrieved: Retrieved, excluded: Exclusions, pinned: tuple[PinnedItem, ...]
+    ) -> tuple[Int32s, Float32s]:
+        """The candidates that pass the filters and their retrieval scores, up to the limit, the pinned ones first."""
+        row_C = np.flatnonzero(excluded.keep(retrieved.merged.item_index_C))
+        limit = self._limit(request, len(row_C))
+        if pinned:
+            pinned_C = np.isin(retrieved.merged.item_index_C[row_C], [pin.item_index for pin in pinned])
+            row_C = row_C[np.argsort(~pinned_C, kind="stable")]
+        return retrieved.merged.item_index_C[row_C[:limit]], retrieved.merged.score_C[row_C[:limit]]
+
     def _retrieve(self, request: _Hydrated, excluded: Exclusions) -> Retrieved:
-        view, arm, instant_ms = request.view, request.arm, request.state.instant_ms
+        view, arm = request.view, request.arm
         wanted = max(request.query.count, self._config.min_candidates) if arm.reranked else request.query.count
-        asked = RetrievalRequest(
+        reserve_ms = self._config.score_reserve_ms if arm.ranked else 0.0
+        asked = self._asked(request, excluded)
+        return retrieve(view.bundle.sources, asked, arm, wanted, reserve_ms, request.progress)
+
+    def _asked(self, request: _Hydrated, excluded: Exclusions) -> RetrievalRequest:
+        view, instant_ms = request.view, request.state.instant_ms
+        return RetrievalRequest(
             instant_ms=instant_ms,
             item_table=view.item_table,
             history_index_L=request.history.item_index_L,
@@ -225,8 +311,6 @@ class Pipeline:
             impressions_I=view.impressions_I,
             language=request.query.language,
         )
-        reserve_ms = self._config.score_reserve_ms if arm.ranked else 0.0
-        return retrieve(view.bundle.sources, asked, arm, wanted, reserve_ms, request.progress)
 
     def _score(self, request: _Hydrated, item_index_C: Int32s, retrieval_score_C: Float32s) -> Scored:
         fallback = unranked(retrieval_score_C)
@@ -240,7 +324,8 @@ class Pipeline:
             return fallback
         started_s = progress.monotonic_s()
         try:
-            scored = score(request.view, request.state, request.history, item_index_C, query.device)
+            weights = request.arm.value_weights
+            scored = score(request.view, request.state, request.history, item_index_C, query.device, weights)
         except Exception as error:  # noqa: BLE001 - a ranker that fails must not fail the answer
             _log.exception("the ranker failed")
             progress.degrade(SCORE, f"the ranker failed ({type(error).__name__}): items are in the order of retrieval")
@@ -251,24 +336,36 @@ class Pipeline:
             progress.degrade(SCORE, f"{scored.sunk} of {len(item_index_C)} scores were not finite and sank")
         return scored
 
-    def _rerank(self, request: _Hydrated, retrieved: Retrieved, item_index_C: Int32s, scored: Scored) -> RankedRows:
-        query, table = request.query, request.view.item_table
+    def _rerank(
+        self,
+        request: _Hydrated,
+        retrieved: Retrieved,
+        item_index_C: Int32s,
+        scored: Scored,
+        pinned: tuple[PinnedItem, ...],
+    ) -> RankedRows:
+        query, progress = request.query, request.progress
         if not request.arm.reranked:
             return by_score(scored.score_C, query.count)
-        if request.progress.remaining_ms() <= 0:
-            request.progress.degrade(RERANK, "no time left: items are in the order of their scores")
+        if progress.remaining_ms() <= 0:
+            progress.degrade(RERANK, "no time left: items are in the order of their scores")
             return by_score(scored.score_C, query.count)
-        explorable = retrieved.by_source.get("exploration")
-        return rerank(
-            score_C=scored.score_C,
-            category_C=table.category_code[item_index_C].astype(np.int64),
-            creator_C=table.creator_code[item_index_C].astype(np.int64),
-            age_ms_C=request.state.instant_ms - table.published_at_ms[item_index_C],
-            explorable_C=np.isin(item_index_C, [] if explorable is None else explorable.item_index),
-            count=query.count,
-            config=self._config.rerank,
-            rng=request.rng if query.explore else None,
-        )
+        try:
+            effects = request.rules.effects(request.audience, item_index_C, pinned)
+            rows = rerank(
+                contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
+                query.count,
+                request.arm.rerank or self._config.rerank,
+                draw_rng(query.request_id) if query.explore else None,
+                explain=query.explain,
+            )
+        except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
+            _log.exception("the rerank failed", extra={"request_id": query.request_id})
+            progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
+            return by_score(scored.score_C, query.count)
+        explored = int(np.count_nonzero(rows.explored_S))
+        progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
+        return rows
 
     def _finished(
         self,
@@ -277,12 +374,16 @@ class Pipeline:
         item_index_C: Int32s,
         scored: Scored,
         rows: RankedRows,
+        *,
         unknown_item_ids: tuple[str, ...] = (),
+        next_page_token: str = "",
     ) -> Answer:
         request.progress.claim.take()
         answer = Answer(
             query=request.query,
+            arm=request.arm,
             view=request.view,
+            state=request.state,
             progress=request.progress,
             served_at_ms=self._clock_ms(),
             newest_event_ms=request.state.newest_event_ms,
@@ -291,15 +392,38 @@ class Pipeline:
             scored=scored,
             rows=rows,
             unknown_item_ids=unknown_item_ids,
+            next_page_token=next_page_token,
+            rules_version=request.rules.rules.version,
         )
         with request.progress.stage(SIDE_EFFECTS):
             lost = None if self._slates is None else self._slates.submit(answer)
+            if self._shadow is not None:
+                self._shadow.offer(answer)
         if lost is not None:
             request.progress.degrade(SIDE_EFFECTS, lost)
         return answer
+
+
+def _chosen(view: LiveView, query: Query, progress: Progress) -> LiveView:
+    """The view of the bundle that the arm names; the champion's while that bundle is not loaded."""
+    wanted = query.arm.bundle_id
+    found = view if wanted is None else view.of(wanted)
+    if found is None:
+        why = f"the bundle {wanted} of the arm {query.arm.name} is not loaded: the champion answers"
+        progress.degrade(RETRIEVE, why)
+    return found or view
 
 
 def _uniform(rows: RankedRows, eligible: int) -> RankedRows:
     """The propensities of a draw without replacement: one in what is left at each position."""
     left_S = np.maximum(eligible - np.arange(len(rows.row_S)), 1)
     return replace(rows, propensity_S=1.0 / left_S)
+
+
+def _next_page_token(request: _Hydrated, excluded: Exclusions, item_index_C: Int32s, rows: RankedRows) -> str:
+    """Where the scroll goes on; empty when nothing eligible is left, or nothing could be returned."""
+    query, returned = request.query, len(rows.row_S)
+    if excluded.eligible <= returned or (query.count and not returned):
+        return ""
+    item_ids = request.view.item_table.item_ids
+    return query.scroll.next_token(query.user_id, [item_ids[i] for i in item_index_C[rows.row_S].tolist()])

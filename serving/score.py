@@ -36,11 +36,19 @@ class Scored:
         return int((~np.isfinite(self.score_C)).sum())
 
 
-def score(view: LiveView, state: UserState, history: UserHistory, item_index_C: Int32s, device: str) -> Scored:
-    """Values of the bundle's heads under its weights, for the user's state at its instant."""
+def score(
+    view: LiveView,
+    state: UserState,
+    history: UserHistory,
+    item_index_C: Int32s,
+    device: str,
+    value_weights: Mapping[str, float] | None = None,
+) -> Scored:
+    """Values of the bundle's heads, for the user's state at its instant; without weights under the bundle's own."""
+    weights = view.bundle.value_weights if value_weights is None else value_weights
     inputs = assemble(view, state, history, item_index_C, device)
     probabilities = view.bundle.ranker.score(inputs)
-    value_C = value(probabilities, view.bundle.value_weights).astype(np.float64)
+    value_C = value(probabilities, weights).astype(np.float64)
     return Scored(score_C=value_C, probabilities=probabilities, inputs=inputs)
 
 

@@ -35,7 +35,11 @@ from serving.logs import log_as_json
 from serving.metrics import Metrics
 from serving.observed_requests import ObservedRequests
 from serving.pipeline import Pipeline, PipelineConfig
+from serving.rule_index import unknown_names
+from serving.rules import RulesError
+from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
+from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.upkeep import Upkeep
 from serving.users import UserReader
@@ -66,6 +70,8 @@ class ServerConfig:
     """None: no Kafka; the catalogue and the item features stay as bundle and store have them, slates are not logged."""
     metrics_port: int | None
     topics: Topics
+    rules: Path | None = None
+    """What people pin, boost and block (`serving.rules`); None: nothing."""
     host: str = "127.0.0.1"
     max_in_flight: int = 32
     workers: int = 2
@@ -77,6 +83,8 @@ class ServerConfig:
     """Share of requests that are traced, among those whose caller has not decided."""
     slow_request_ms: int = 100
     """Requests that take so long are logged."""
+    experiments: Path | None = None
+    """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
 
 
 class StartError(RuntimeError):
@@ -89,8 +97,9 @@ class Server:
     def __init__(self, config: ServerConfig, clock_ms: Callable[[], int]) -> None:
         self._config = config
         self._metrics = Metrics()
+        self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
-        kafka = config.bootstrap_servers
+        kafka, settings = config.bootstrap_servers, PipelineConfig()
         self._users = UserReader(
             self._open_store,
             perf_counter,
@@ -111,8 +120,19 @@ class Server:
             bundles_dir=config.bundles,
             threads=config.ranker_threads,
             on_switch=self._metrics.use_bundle,
+            experiments_file=config.experiments,
+            clock_ms=clock_ms,
+            rerank=settings.rerank,
         )
-        pipeline = Pipeline(users=self._users, slates=self._slates, config=PipelineConfig(), clock_ms=clock_ms)
+        self._shadow = ShadowScorer(self._metrics, busy=lambda: self._servicer.quiet_s() == 0.0)
+        pipeline = Pipeline(
+            users=self._users,
+            slates=self._slates,
+            config=settings,
+            clock_ms=clock_ms,
+            rules=lambda: self._rules.rules,
+            shadow=self._shadow,
+        )
         self._servicer = RankingServicer(
             pipeline=pipeline,
             view=lambda: self._live.view,
@@ -140,6 +160,7 @@ class Server:
             loop.add_signal_handler(signal_, self._stopping.set)
         self._upkeep.start()
         self._watcher.start()
+        self._rules.start()
         await self._observe()
         await self._drain(server)
 
@@ -174,10 +195,16 @@ class Server:
                 serving = True
                 await self._set_health(health_pb2.HealthCheckResponse.SERVING)
             self._gauges.refresh()
+            self._count_rules()
             try:
                 await asyncio.wait_for(self._stopping.wait(), OBSERVE_EVERY_S if serving else 0.1)
             except TimeoutError:
                 continue
+
+    def _count_rules(self) -> None:
+        self._metrics.rules_refused.set(self._rules.refused)
+        if (view := self._live.view) is not None:
+            self._metrics.rules_unknown_names.set(unknown_names(self._rules.rules, view.item_table))
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         _log.info("draining for at most %.0f s", DRAIN_S)
@@ -187,8 +214,10 @@ class Server:
             await asyncio.sleep(QUIET_S / 5)
         await server.stop(DRAIN_S)
         self._watcher.stop()
+        self._rules.stop()
         self._upkeep.stop()
         self._servicer.close()
+        self._shadow.close()
         if self._slates is not None:
             self._slates.close()
         self._users.close()
@@ -202,6 +231,13 @@ class Server:
 
     def _open_store(self) -> Backend:
         return open_backend(store_location(self._config.feature_repo))
+
+
+def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> RulesWatcher:
+    try:
+        return RulesWatcher(file, on_switch)
+    except RulesError as error:
+        raise StartError(f"{error} The service does not start without the rules that it is given.") from error
 
 
 def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
@@ -263,6 +299,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--bundles", type=_directory, required=True, help="directory of bundles and champion.json")
     parser.add_argument("--feature-repo", type=_directory, required=True, help="directory of feature_store.yaml")
     parser.add_argument("--bootstrap-servers", help="Kafka; absent: no live item features, no slates logged")
+    parser.add_argument("--rules", type=Path, help="rules file, read again when it changes (default: no rules)")
     parser.add_argument("--metrics-port", type=_port, help="Prometheus port on 127.0.0.1 (default: none)")
     parser.add_argument("--items-topic", default=Topics.items, help="catalogue topic (default: %(default)s)")
     parser.add_argument("--slates-topic", default=Topics.slates, help="where slates go (default: %(default)s)")
@@ -275,6 +312,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     )
     parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
     parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
+    parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     got = parser.parse_args(arguments)
     topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
@@ -286,12 +324,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         bootstrap_servers=got.bootstrap_servers or None,
         metrics_port=got.metrics_port,
         topics=topics,
+        rules=got.rules,
         max_in_flight=got.max_in_flight,
         workers=got.workers,
         ranker_threads=got.ranker_threads,
         otlp_endpoint=got.otlp_endpoint,
         trace_ratio=got.trace_ratio,
         slow_request_ms=got.slow_request_ms,
+        experiments=got.experiments,
     )
     return config, got.log_level
 

@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import grpc
@@ -11,10 +12,11 @@ from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
 from serving.admission import Admission, AdmissionConfig
 from serving.answer import Answer, to_proto
+from serving.experiments import Experiments
 from serving.metrics import Metrics
 from serving.observation import observed
 from serving.pipeline import Pipeline
-from serving.query import Query, RequestError, rank_query, recommend_query
+from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
 from serving.stages import Progress
 from serving.view import LiveView
 from serving.workers import LateError, Workers
@@ -28,10 +30,11 @@ ANSWER_RESERVE_S = 0.002
 """Kept of the caller's deadline for the way back."""
 
 Run = Callable[[LiveView, Query, Progress], Answer]
+Parse = Callable[[str, Experiments], Query]
 
 
 class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
-    """Recommend and Rank, as many at once as `serving.admission` lets in."""
+    """Recommend, Rank and Similar, as many at once as `serving.admission` lets in."""
 
     def __init__(
         self,
@@ -46,20 +49,22 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self._view = view
         self._metrics = metrics
         self._admission = Admission(AdmissionConfig(max_in_flight=max_in_flight, workers=workers), perf_counter)
-        self._workers = Workers(self._admission)
+        self._workers = Workers(self._admission, self._count_in_flight)
         self._last_request_s = perf_counter()
 
     async def Recommend(  # noqa: N802 - gRPC's name
         self, request: pb.RecommendRequest, context: grpc.aio.ServicerContext
     ) -> pb.Slate:
         """A slate for a user."""
-        run = self._pipeline.recommend
-        return await self._answer(context, lambda request_id: recommend_query(request, request_id), run)
+        return await self._answer(context, partial(recommend_query, request), self._pipeline.recommend)
 
     async def Rank(self, request: pb.RankRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
         """The caller's own items."""
-        run = self._pipeline.rank
-        return await self._answer(context, lambda request_id: rank_query(request, request_id), run)
+        return await self._answer(context, partial(rank_query, request), self._pipeline.rank)
+
+    async def Similar(self, request: pb.SimilarRequest, context: grpc.aio.ServicerContext) -> pb.Slate:  # noqa: N802
+        """Items like an item."""
+        return await self._answer(context, partial(similar_query, request), self._pipeline.similar)
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
@@ -69,15 +74,12 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """Ends the worker threads; call it after the server has stopped."""
         self._workers.close()
 
-    async def _answer(self, context: grpc.aio.ServicerContext, parse: Callable[[str], Query], run: Run) -> pb.Slate:
+    async def _answer(self, context: grpc.aio.ServicerContext, parse: Parse, run: Run) -> pb.Slate:
         started_s = self._last_request_s = perf_counter()
         if self._admission.full:
             self._metrics.shed.inc()
-            why, retry_after_ms = (
-                f"{self._admission.in_flight} requests are under way",
-                self._admission.retry_after_ms(),
-            )
-            await refuse_for_now(context, why, retry_after_ms)
+            why = f"{self._admission.in_flight} requests are under way"
+            await refuse_for_now(context, why, self._admission.retry_after_ms())
         view = self._view()
         if view is None:
             reason = "no bundle has been promoted yet; train and promote one, then try again"
@@ -88,7 +90,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if left_s <= 0:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
         try:
-            query = parse(uuid.uuid4().hex)
+            query = parse(uuid.uuid4().hex, view.experiments)
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         progress = Progress(monotonic_s=perf_counter, deadline_s=started_s + left_s - ANSWER_RESERVE_S)
@@ -99,9 +101,6 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
             outcome = await self._workers.run(lambda attempt: self._slate(run, view, query, attempt), progress)
         except LateError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before a thread was free")
-        finally:
-            self._last_request_s = perf_counter()
-            self._metrics.in_flight.set(self._admission.in_flight)
         if outcome.progress is not progress:
             self._metrics.guard.last_resort.inc()
         seen.progress, seen.slate = outcome.progress, outcome.result
@@ -110,9 +109,13 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
     def _admit(self, progress: Progress) -> None:
         """Takes a place for the request and says how much of it is done."""
         self._admission.enter()
+        self._count_in_flight()
         progress.share = self._admission.share()
-        self._metrics.in_flight.set(self._admission.in_flight)
         self._metrics.guard.candidate_share.set(progress.share)
+
+    def _count_in_flight(self) -> None:
+        self._last_request_s = perf_counter()
+        self._metrics.in_flight.set(self._admission.in_flight)
 
     def _slate(self, run: Run, view: LiveView, query: Query, progress: Progress) -> pb.Slate:
         answer = run(view, query, progress)

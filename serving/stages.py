@@ -3,7 +3,7 @@
 The same record is what metrics, traces and logs say of the request once it is over.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -83,6 +83,10 @@ class Progress:
     blocks: list[Block] = field(default_factory=list)
     """In the order in which they ended; a stage may have several."""
     source_calls: list[SourceCall] = field(default_factory=list)
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    """Items of the catalogue that each reason left out (`serving.filters.REASONS`)."""
+    placed: Mapping[str, int] = field(default_factory=dict)
+    """Positions of the slate that were "explored" or "pinned", and candidates that were "deduplicated"."""
     share: float = 1.0
     """Of the optional candidates, how many a busy service scores (`serving.admission`)."""
     claim: Claim = field(default_factory=Claim)

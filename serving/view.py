@@ -4,7 +4,7 @@ I items of the live table, R its creators, A its categories; F features of an en
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from features.specs import Entity, features_of
 from models.bundle import Bundle
 from models.item_table import ItemTable
 from models.sources.trending import trending_scores
+from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.item_snapshot import EntityFeatures, SnapshotFeatures
 
 Float32s = npt.NDArray[np.float32]
@@ -33,7 +34,14 @@ class LiveView:
     trending_score_I: Float32s | None
     impressions_I: Float32s | None
     notes: tuple[str, ...] = ()
-    """Why the item features or the catalogue may be behind; empty when they are current."""
+    """What is not as it should be, such as item features that may be behind; empty when all is well."""
+    experiments: Experiments = NO_EXPERIMENTS
+    beside: Mapping[str, "LiveView"] = field(default_factory=dict)
+    """The views of the arms' bundles and the challenger's at the same moment, by bundle id."""
+
+    def of(self, bundle_id: str) -> "LiveView | None":
+        """The view of a bundle; None for one that is not loaded."""
+        return self if bundle_id == self.bundle.bundle_id else self.beside.get(bundle_id)
 
 
 class ViewBuilder:

@@ -48,7 +48,9 @@ class _Spent:
 class Workers:
     """Runs requests in threads, each within its deadline. For one event loop."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, on_free: Callable[[], None] = lambda: None) -> None:
+        """`on_free` is told whenever a place has been given back."""
+        self._on_free = on_free
         self.admission = admission
         self._threads = ThreadPoolExecutor(admission.config.workers, thread_name_prefix="pipeline")
         self._spare = ThreadPoolExecutor(1, thread_name_prefix="last-resort")
@@ -95,12 +97,13 @@ class Workers:
             finally:
                 spent.service_ms = (progress.monotonic_s() - started_s) * 1000
 
-        def leave(_: "Future[Outcome[T]]") -> None:
-            loop.call_soon_threadsafe(lambda: self.admission.leave(spent.wait_ms, spent.service_ms))
+        def leave() -> None:
+            self.admission.leave(spent.wait_ms, spent.service_ms)
+            self._on_free()
 
         # In a copy of the context, so that what the thread logs carries the request's ids.
         queued = self._threads.submit(contextvars.copy_context().run, attempt)
-        queued.add_done_callback(leave)
+        queued.add_done_callback(lambda _: loop.call_soon_threadsafe(leave))
         return queued
 
 

@@ -8,6 +8,7 @@ where popularity is the item's embedding row; the other heads are constant.
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,17 @@ def tiny_sources(table: ItemTable) -> dict[str, Source]:
     return {source.name: source for source in sources}
 
 
-def write_tiny_bundle(bundles: Path, label: str = "tiny", nan_scores: bool = False) -> Path:
+def write_tiny_bundle(
+    bundles: Path, label: str = "tiny", nan_scores: bool = False, items: Sequence[Item] | None = None
+) -> Path:
     """Writes a bundle that `Bundle.load` accepts; another label makes another id, which is the folder's name.
 
-    With `nan_scores` its ranker answers NaN for every item. Writing it again gives the same folder, whole.
+    With `nan_scores` its ranker answers NaN for every item; `items` are other ones than `tiny_items`.
+    Writing it again gives the same folder, whole.
     """
     path = bundles / label
     (path / "sources").mkdir(parents=True)
-    table = train_item_table(tiny_items())
+    table = train_item_table(tiny_items() if items is None else items)
     np.savez(path / ITEMS, **table.to_arrays())
     sources = tiny_sources(table)
     for name, source in sources.items():

@@ -77,9 +77,9 @@ def diff(
 ) -> None:
     """Show what differs between two bundles, and how both do on the same examples."""
     from infra.bundle_views import diff_view, metrics_view
+    from models.bundle import loaded
     from models.catalogue import entries, resolve
     from models.compare_bundles import differences, on_the_same_examples
-    from models.promotion import loaded
 
     settings = load_settings()
     known = entries(open_registry(settings), settings.bundles_dir)

@@ -55,6 +55,31 @@ class AlsSource:
         return user_D.astype(np.float32)
 
     @cached_property
+    def length_I(self) -> Float32s:  # noqa: N802 - shape suffix
+        """Euclidean length of each item's factors, 1 in place of 0."""
+        length_I: Float32s = np.sqrt(np.einsum("id,id->i", self.item_factors_ID, self.item_factors_ID))
+        return np.where(length_I > 0, length_I, np.float32(1))
+
+    def unit_factors(self, item_index_C: Int32s) -> Float32s:
+        """Factors `[C, D]` of length 1; 0 for items that the model does not know. Their products are cosines."""
+        known_C = item_index_C < len(self.item_factors_ID)
+        row_C = np.where(known_C, item_index_C, 0)
+        if not len(self.item_factors_ID):
+            return np.zeros((len(item_index_C), self.item_factors_ID.shape[1]), np.float32)
+        unit_CD: Float32s = self.item_factors_ID[row_C] * (known_C / self.length_I[row_C])[:, None].astype(np.float32)
+        return unit_CD
+
+    def similar(self, request: RetrievalRequest, item_index: int, count: int) -> Candidates:
+        """The allowed items whose factors point the same way: a positive cosine, greatest first; none for an item that
+        the model does not know.
+        """
+        if not 0 <= item_index < len(self.item_factors_ID):
+            return EMPTY
+        cosine_I = self.item_factors_ID @ self.unit_factors(np.array([item_index], np.int32))[0] / self.length_I
+        cosine_I = padded(cosine_I, len(request.item_table))
+        return top(cosine_I, request.allowed_I & (cosine_I > 0), count)
+
+    @cached_property
     def _index(self) -> Any:
         assert self.hnsw_N is not None  # asked only where there is one
         return hnsw.read(self.hnsw_N)

@@ -88,16 +88,39 @@ class Source(Protocol):
 
 def top(score_I: npt.NDArray[np.floating[Any]], eligible_I: Bools, count: int) -> Candidates:
     """The `count` eligible items of the highest finite score, best first; ties go to the lower index."""
-    eligible = np.flatnonzero(eligible_I & np.isfinite(score_I))
-    if count <= 0 or not eligible.size:
+    if count <= 0:
         return EMPTY
-    score = score_I[eligible].astype(np.float32)
+    value_I = np.where(eligible_I & np.isfinite(score_I), score_I, -np.inf).astype(np.float32)
+    eligible = _best_and_some(value_I, count)
+    if not eligible.size:
+        return EMPTY
+    score = value_I[eligible]
     if count < len(eligible):
         threshold = np.partition(score, len(score) - count)[len(score) - count]
         kept = score >= threshold
         eligible, score = eligible[kept], score[kept]
     order = np.argsort(-score, kind="stable")[:count]
     return Candidates(item_index=eligible[order].astype(np.int32), score=score[order])
+
+
+_SAMPLED = 16
+"""One of so many items is looked at to guess where the best begin."""
+
+
+def _best_and_some(value_I: Float32s, count: int) -> npt.NDArray[np.intp]:
+    """The finite items above a bound that at least `count` pass, if there are as many; else all finite ones.
+
+    The bound is guessed from a sample, since ordering 50,000 items by halves (`numpy.partition`) takes ten times as
+    long as comparing them with a number.
+    """
+    sample = value_I[::_SAMPLED]
+    rank = 2 * count // _SAMPLED + 8
+    if rank < len(sample):
+        bound = np.partition(sample, len(sample) - rank)[len(sample) - rank]
+        passing = np.flatnonzero(value_I >= bound)
+        if len(passing) >= count and bound > -np.inf:
+            return passing
+    return np.flatnonzero(value_I > -np.inf)
 
 
 def padded(values: npt.NDArray[Any], size: int, fill: float = 0.0) -> npt.NDArray[Any]:

@@ -70,7 +70,10 @@ def module_topics(kafka_broker: str) -> Topics:
 
 @pytest.fixture(scope="module")
 def service(kafka_broker: str, module_topics: Topics, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with ranking_service(tmp_path_factory.mktemp("serving"), kafka_broker, module_topics) as started:
+    directory = tmp_path_factory.mktemp("serving")
+    (directory / "rules.toml").write_text("")
+    files = ("--rules", str(directory / "rules.toml"), "--experiments", str(directory / "experiments.toml"))
+    with ranking_service(directory, kafka_broker, module_topics, *files) as started:
         with pytest.raises(RankingError) as refused, RankingClient(started.address) as client:
             client.recommend("u", timeout_s=0.5)
         assert refused.value.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -212,6 +215,61 @@ def test_a_promotion_switches_and_a_corrupt_bundle_is_refused(service: Service, 
     promote(service.bundles, first)
     wait_for(lambda: client.recommend("u").bundle_id == first, "the roll-back")
     assert "ranker.onnx is altered" in service.log.read_text()
+
+
+def test_pages_and_similar_items(client: RankingClient) -> None:
+    first = client.recommend("scroller", 10)
+    second = client.recommend("scroller", 10, page_token=first.next_page_token)
+    assert len({item.item_id for page in (first, second) for item in page.items}) == 20
+    with pytest.raises(RankingError, match=r"INVALID_ARGUMENT: page_token: got .* a token of the same user_id"):
+        client.recommend("other", 10, page_token=first.next_page_token)
+    like = client.similar("sport03", 5)
+    assert {item.category for item in like.items} == {"sport"}
+    assert "does not know the item" in client.similar("nope", 5).degraded["retrieve"]
+
+
+def test_rules_are_followed_and_bad_ones_are_refused(service: Service, client: RankingClient) -> None:
+    file = service.store.parent / "rules.toml"
+
+    def write(text: str) -> None:
+        (new := file.with_suffix(".new")).write_text(text)
+        new.replace(file)
+
+    write("[[pin]]\nname = 'song'\nitem = 'song20'\nposition = 0")
+    wait_for(lambda: client.recommend("nobody").items[0].sources[0] == "pinned", "the pin")
+    write("[[pin]]\nname = 'song'\nposition = 0")
+    wait_for(lambda: service.metric("ranking_rules_refused") == 1, "the refusal")
+    assert client.recommend("nobody").items[0].item_id == "song20"
+    assert "goes on: rules" in service.log.read_text() and "'song', item: field required" in service.log.read_text()
+    write("")
+    wait_for(lambda: client.recommend("nobody").items[0].item_id != "song20", "the end of the pin")
+
+
+def test_experiments_are_taken_logged_and_ended_while_it_runs(
+    service: Service, client: RankingClient, kafka_broker: str
+) -> None:
+    champion, other = promoted(service), write_tiny_bundle(service.bundles, "arm").name
+    file = service.bundles.parent / "experiments.toml"
+    arms = [("control", ""), ("new", f'bundle = "{other}"\nvalue_weights = {{ click = 3 }}\n')]
+    text = '[[experiments]]\nname = "e"\nsalt = "e"\n'
+    for name, settings in arms:
+        text += f'[[experiments.arms]]\nname = "{name}"\nshare = 0.5\n{settings}'
+    file.write_text(f'{text}[shadow]\nbundle = "{other}"\nshare = 1\n')
+    wait_for(lambda: client.recommend("u").experiment_arm.startswith("e/"), "the experiment")
+    slates = [client.recommend(f"user-{k}", 3, explain=True) for k in range(30)]
+    answered = {slate.experiment_arm: slate.bundle_id for slate in slates}
+    assert answered == {"e/control": champion, "e/new": other} and not any(slate.degraded for slate in slates)
+    own = next(slate for slate in slates if slate.experiment_arm == "e/new").items[0]
+    assert own.contributions["click"] == pytest.approx(3 * own.head_probabilities["click"])
+    assert client.recommend("", 1).experiment_arm == "millrace"
+    asked = client.recommend("user-0", 1, arm="e/new")
+    assert _slate_of(kafka_broker, service.topics.slates, asked.request_id).arm == "e/new"
+    wait_for(lambda: service.metric('ranking_shadow_total{fate="scored"}') > 0, "the challenger's scores")
+    file.write_text(text.replace("0.5", "0.6"))
+    wait_for(lambda: service.metric("ranking_experiments_refused") == 1, "the refusal")
+    assert client.recommend("user-0", 1).experiment_arm == slates[0].experiment_arm
+    file.unlink()
+    wait_for(lambda: client.recommend("u").experiment_arm == "millrace", "the experiment's end")
 
 
 def test_metrics_count_what_was_asked(service: Service, client: RankingClient) -> None:

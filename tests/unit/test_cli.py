@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -40,8 +41,15 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("features", "user", "u1"), 1, "start the stack with millrace up"),
         (("recommend", "u1"), 1, "nothing listens on port"),
         (("recommend", "u1", "--count", "0"), 2, "--count"),
+        (("similar", "i1"), 1, "nothing listens on port"),
+        (("rules", "check"), 2, "Missing argument"),
+        (("rules", "check", "nowhere.toml"), 1, "rules nowhere.toml cannot be read"),
         (("train", "ranker", "--examples", "t.parquet"), 2, "--config"),
-        (("train", "ranker", "--examples", "t.parquet", "--config", "nowhere.json"), 1, "give a JSON or YAML file"),
+        (
+            ("train", "ranker", "--examples", "t.parquet", "--config", "nowhere.json"),
+            1,
+            "give a JSON, TOML or YAML file",
+        ),
         (("evaluate", "ranker", "--model", "m", "--examples", "t.csv", "--split", "none"), 2, "is not one of 'train'"),
         (("demo", "--data", "netflix"), 2, "is not one of 'world', 'movielens'"),
         (("demo", "--users", "1"), 1, "--users: got 1; input should be greater than or equal to"),
@@ -106,6 +114,14 @@ def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
     )
     for command in commands:
         assert command in done.stdout
+
+
+def test_the_example_of_rules_is_shown(tmp_path: Path) -> None:
+    done = _run("rules", "check", "serving/rules.example.toml", tmp_path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the ranking service takes this file" in done.stdout
+    assert re.search(r"pin +launch +position 0 +art07 +on home; in en, pt; with tv, phone; ", done.stdout)
+    assert re.search(r"block +legal-42 +1 items, 1 creators +always", done.stdout)
 
 
 def test_progress_goes_to_the_standard_error_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:

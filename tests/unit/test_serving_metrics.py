@@ -156,6 +156,9 @@ class Parts:
     """Stands for the watcher, the upkeep and the slate log."""
 
     refused: int = 0
+    loaded: frozenset[str] = frozenset({"a", "b"})
+    on_earlier_champion: bool = True
+    experiments_refused: int = 3
     tiles_refused: int = 0
     connected: Mapping[str, bool] | bool = field(default_factory=dict)
 
@@ -177,6 +180,8 @@ def test_gauges_follow_the_parts(bundle: Bundle) -> None:
         return metrics.registry.get_sample_value(name, labels)
 
     assert value("ranking_start_time_seconds") == NOW_MS / 1000
+    assert (value("ranking_bundles_loaded"), value("ranking_on_earlier_champion")) == (2, 1)
+    assert value("ranking_experiments_refused") == 3
     assert value("ranking_item_snapshot_age_seconds") == 0 and value("ranking_kafka_connected", topic="items") is None
     live.switch(bundle)
     now[0] += 5_000

@@ -14,6 +14,7 @@ from features.user_state import Interaction, UserState
 from models.bundle import Bundle, BundleError
 from models.sources import Candidates
 from serving.answer import Answer, to_proto, to_record
+from serving.arms import POPULAR, RANDOM
 from serving.bundles import BundleWatcher, warm_up
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -27,7 +28,8 @@ from serving.view import LiveView
 from tests.serving_bundle import START_MS, promote, tiny_items, write_tiny_bundle
 
 NOW_MS = START_MS + 60_000
-PLAIN = PipelineConfig(rerank=RerankConfig(category_penalty=0, creator_penalty=0, fresh_bonus=0, epsilon=0))
+NO_SPREAD = RerankConfig(category_penalty=0, creator_penalty=0, similarity_penalty=0, fresh_bonus=0, epsilon=0)
+PLAIN = PipelineConfig(rerank=NO_SPREAD)
 
 
 class Users:
@@ -248,11 +250,11 @@ def test_exploration_is_logged_with_its_chance_and_can_be_turned_off(view: LiveV
 
 
 def test_the_other_arms(view: LiveView) -> None:
-    assert _ids(_recommend(view, arm="popular", count=3)) == ["art00", "art01", "art02"]
-    drawn = to_proto(_recommend(view, arm="random", count=3))
+    assert _ids(_recommend(view, arm=POPULAR, count=3)) == ["art00", "art01", "art02"]
+    drawn = to_proto(_recommend(view, arm=RANDOM, count=3))
     assert drawn.experiment_arm == "random" and not drawn.items[0].head_probabilities
     assert [item.propensity for item in drawn.items] == pytest.approx([1 / 200, 1 / 199, 1 / 198])
-    shares = [_ids(_recommend(view, arm="random", count=10, request_id=f"q{k}")) for k in range(40)]
+    shares = [_ids(_recommend(view, arm=RANDOM, count=10, request_id=f"q{k}")) for k in range(40)]
     assert len({item_id for ids in shares for item_id in ids}) > 120
 
 

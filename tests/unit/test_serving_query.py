@@ -8,7 +8,7 @@ from serving.query import MAX_COUNT, MAX_ITEM_IDS, RequestError, rank_query, rec
 
 def test_defaults() -> None:
     query = recommend_query(pb.RecommendRequest(count=5), "r")
-    assert (query.user_id, query.surface, query.arm, query.count) == ("", "home", "millrace", 5)
+    assert (query.user_id, query.surface, query.arm.name, query.count) == ("", "home", "millrace", 5)
     assert query.explore and not query.explain and query.language is None and query.item_ids is None
 
 
@@ -25,7 +25,7 @@ def test_everything_is_read() -> None:
         filter=pb.ItemFilter(allow_item_ids=["a"], block_item_ids=["b"], categories=["c"], block_categories=["d"]),
     )
     query = recommend_query(request, "r")
-    assert (query.surface, query.device, query.language, query.arm) == ("feed", "tv", "pt", "popular")
+    assert (query.surface, query.device, query.language, query.arm.name) == ("feed", "tv", "pt", "popular")
     assert not query.explore and query.explain
     assert (query.rules.allow_item_ids, query.rules.block_item_ids) == (frozenset("a"), frozenset("b"))
     assert (query.rules.categories, query.rules.block_categories) == (frozenset("c"), frozenset("d"))

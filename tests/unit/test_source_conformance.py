@@ -12,6 +12,7 @@ from models.history import EVENT_TYPES, collapse
 from models.item_table import ItemTable
 from models.lake import EventLog
 from models.sources import SOURCE_TYPES, RetrievalRequest, Source
+from models.sources.als import AlsSource
 from models.sources.merge import merge
 from models.train_sources import SourcesConfig, train_sources
 from tests.synthetic_lake import START_MS, synthetic_lake
@@ -208,3 +209,32 @@ def test_the_merge_keeps_provenance_quotas_and_order(
     columns = dict(zip(merged.source_names, merged.from_source_CP.sum(axis=0), strict=True))
     assert columns["popular"] == 2 and columns["als"] == 0
     assert len(merge({}).item_index_C) == 0
+
+
+def test_als_neighbours_are_those_of_the_greatest_cosine(
+    trained: tuple[dict[str, Source], ItemTable], request_of: RetrievalRequest
+) -> None:
+    als = trained[0]["als"]
+    assert isinstance(als, AlsSource)
+    factors_ID, items = als.item_factors_ID.astype(np.float64), len(als.item_factors_ID)
+    for item_index in (0, 7, items - 1):
+        cosine = {
+            other: factors_ID[other] @ factors_ID[item_index]
+            / max(np.linalg.norm(factors_ID[other]) * np.linalg.norm(factors_ID[item_index]), 1e-12)
+            for other in np.flatnonzero(request_of.allowed_I[:items]).tolist()
+        }  # fmt: skip
+        best = sorted((other for other, value in cosine.items() if value > 0), key=lambda other: -cosine[other])[:5]
+        found = als.similar(request_of, item_index, 5)
+        assert found.score == pytest.approx([cosine[other] for other in best], abs=1e-5)
+    assert not len(als.similar(request_of, items, 5)), "an item of the live table that ALS does not know"
+
+
+def test_unit_factors_have_length_one_or_nothing(trained: tuple[dict[str, Source], ItemTable]) -> None:
+    als = trained[0]["als"]
+    assert isinstance(als, AlsSource)
+    items = len(als.item_factors_ID)
+    with_zero = replace(als, item_factors_ID=np.vstack([als.item_factors_ID, np.zeros_like(als.item_factors_ID[:1])]))
+    lengths = np.linalg.norm(with_zero.unit_factors(np.array([0, items, items + 1, items + 9], np.int32)), axis=1)
+    assert lengths == pytest.approx([1, 0, 0, 0])
+    empty = replace(als, item_factors_ID=als.item_factors_ID[:0])
+    assert not empty.unit_factors(np.array([0, 3], np.int32)).any()

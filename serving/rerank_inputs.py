@@ -1,0 +1,37 @@
+"""One request's candidates as the rerank stage reads them. C candidates."""
+
+import numpy as np
+
+from features.specs import Entity, features_of
+from models.item_table import Int32s
+from models.sources.als import AlsSource
+from serving.rerank import Contenders, Likeness, RuleEffects
+from serving.retrieve import Retrieved
+from serving.score import Scored
+from serving.view import LiveView
+
+_ITEM_FEATURES = [feature.name for feature in features_of(Entity.ITEM)]
+_CLICKS, _IMPRESSIONS = _ITEM_FEATURES.index("item_clicks_7d"), _ITEM_FEATURES.index("item_impressions_7d")
+
+
+def contenders(
+    view: LiveView, item_index_C: Int32s, scored: Scored, retrieved: Retrieved, rules: RuleEffects, instant_ms: int
+) -> Contenders:
+    """Gathers the candidates' columns of the view, the bundle's ALS factors and the rules' effects."""
+    table = view.item_table
+    explorable, als = retrieved.by_source.get("exploration"), view.bundle.sources.get("als")
+    unscored_C = np.full(len(item_index_C), np.nan)
+    return Contenders(
+        score_C=scored.score_C,
+        likeness=Likeness(
+            category_C=table.category_code[item_index_C].astype(np.int64),
+            creator_C=table.creator_code[item_index_C].astype(np.int64),
+            factors_CD=als.unit_factors(item_index_C) if isinstance(als, AlsSource) else None,
+        ),
+        age_ms_C=instant_ms - table.published_at_ms[item_index_C],
+        explorable_C=np.isin(item_index_C, [] if explorable is None else explorable.item_index),
+        click_probability_C=np.asarray(scored.probabilities.get("click", unscored_C), np.float64),
+        clicks_C=view.item_IF[item_index_C, _CLICKS],
+        impressions_C=view.item_IF[item_index_C, _IMPRESSIONS],
+        rules=rules,
+    )
