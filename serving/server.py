@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
@@ -26,8 +26,11 @@ from features.backends import Backend, open_backend
 from features.names import Topics
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
+from serving.access import AccessConfig, AccessError, access_config, add_access_flags
 from serving.bundles import BundleWatcher
+from serving.callers import CallersError
 from serving.decoding import UndecodableRequests
+from serving.gate import Gate
 from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -41,6 +44,8 @@ from serving.rules_watch import RulesWatcher
 from serving.service import RankingServicer
 from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
+from serving.tls import TlsError
+from serving.transport import SERVER_OPTIONS
 from serving.upkeep import Upkeep
 from serving.users import UserReader
 
@@ -56,7 +61,6 @@ QUIET_S, LAME_DUCK_S = 0.25, 3.0
 """After SIGTERM requests are still answered until none has come for the first, at most for the second: callers that
 watch health have gone by then, and gRPC cancels what it has received but not yet handed over when it stops."""
 OBSERVE_EVERY_S = 1.0
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ class ServerConfig:
     """Share of requests that are traced, among those whose caller has not decided."""
     slow_request_ms: int = 100
     """Requests that take so long are logged."""
+    access: AccessConfig = field(default_factory=AccessConfig)
     experiments: Path | None = None
     """Of `serving.experiments_file`; need not exist yet. None: no experiments and no challenger in the shadow."""
 
@@ -149,6 +154,7 @@ class Server:
             clock_ms=clock_ms,
         )
         self._tracer = _tracer(config, self._metrics)
+        self._gate = _gate(config.access, self._metrics, clock_ms)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -167,15 +173,15 @@ class Server:
     async def _started(self) -> grpc.aio.Server:
         config = self._config
         # Without this a second server would share the port silently and take half of the requests.
-        options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+        options = (("grpc.so_reuseport", 0), *SERVER_OPTIONS)
         observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
-        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
+        server = grpc.aio.server(options=options, interceptors=(observed, self._gate, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            server.add_insecure_port(f"{config.host}:{config.port}")
+            _add_port(server, config)
         except RuntimeError as error:
             raise StartError(f"port {config.port} of {config.host} is taken; give another --port.") from error
         try:
@@ -238,6 +244,25 @@ def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> Rules
         return RulesWatcher(file, on_switch)
     except RulesError as error:
         raise StartError(f"{error} The service does not start without the rules that it is given.") from error
+
+
+def _gate(access: AccessConfig, metrics: Metrics, clock_ms: Callable[[], int]) -> Gate:
+    try:
+        return access.gate(metrics.guard, perf_counter, clock_ms)
+    except CallersError as error:
+        raise StartError(f"{error} The service does not start without the callers that it is given.") from error
+
+
+def _add_port(server: grpc.aio.Server, config: ServerConfig) -> None:
+    address = f"{config.host}:{config.port}"
+    try:
+        credentials = config.access.credentials()
+    except TlsError as error:
+        raise StartError(str(error)) from error
+    if credentials is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, credentials)
 
 
 def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
@@ -314,7 +339,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
     parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
     parser.add_argument("--experiments", type=Path, help="TOML of experiments and challenger; may come later")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    add_access_flags(parser)
     got = parser.parse_args(arguments)
+    try:
+        access = access_config(got)
+    except AccessError as error:
+        parser.error(str(error))
     topics = Topics(version=got.topics_version, items=got.items_topic, slates=got.slates_topic)
     config = ServerConfig(
         port=got.port,
@@ -332,6 +362,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> tuple[ServerConfig, str]
         trace_ratio=got.trace_ratio,
         slow_request_ms=got.slow_request_ms,
         experiments=got.experiments,
+        access=access,
     )
     return config, got.log_level
 

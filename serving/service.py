@@ -17,6 +17,7 @@ from serving.metrics import Metrics
 from serving.observation import observed
 from serving.pipeline import Pipeline
 from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
+from serving.refusals import refuse_for_now
 from serving.stages import Progress
 from serving.view import LiveView
 from serving.workers import LateError, Workers
@@ -123,10 +124,3 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         slate = to_proto(answer)
         self._pipeline.answer_cost.observe("", len(slate.items), (progress.monotonic_s() - finished_s) * 1000)
         return slate
-
-
-async def refuse_for_now(context: grpc.aio.ServicerContext, why: str, retry_after_ms: int) -> None:
-    """Ends the call with RESOURCE_EXHAUSTED and the hint that callers, and gRPC's own retries, read."""
-    hint = str(retry_after_ms)
-    context.set_trailing_metadata((("retry-after-ms", hint), ("grpc-retry-pushback-ms", hint)))
-    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{why}; retry after {hint} ms")
