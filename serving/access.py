@@ -56,7 +56,6 @@ def add_access_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--rate-store",
         type=_rate_store,
-        default="",
         metavar="URL|@FILE",
         help="Redis in which processes count together, or the file that holds its URL (default: each process alone)",
     )
@@ -69,7 +68,7 @@ def access_config(got: argparse.Namespace) -> AccessConfig:
         raise AccessError("got --tls-cert without --tls-key, or the other way round; give both, or neither")
     if got.client_ca is not None and got.tls_cert is None:
         raise AccessError("got --client-ca without --tls-cert; client certificates need TLS, so give both")
-    if got.rate_store and got.callers is None:
+    if got.rate_store is not None and got.callers is None:
         raise AccessError("got --rate-store without --callers, which says the rates; give both")
     if not (_is_loopback(got.host) or got.callers or got.client_ca or got.insecure):
         raise AccessError(
@@ -78,7 +77,7 @@ def access_config(got: argparse.Namespace) -> AccessConfig:
     tls = None
     if got.tls_cert is not None:
         tls = ServerTls(certificate=got.tls_cert, key=got.tls_key, client_ca=got.client_ca)
-    return AccessConfig(tls=tls, callers=got.callers, rate_store=got.rate_store)
+    return AccessConfig(tls=tls, callers=got.callers, rate_store=got.rate_store or "")
 
 
 def _is_loopback(host: str) -> bool:

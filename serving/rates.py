@@ -1,6 +1,6 @@
 """How much each caller may call: a moving window a caller, in this process or in a Redis that processes share.
 
-Measured on a busy machine: 6 µs a request in memory, 0.4 ms with Redis on the same machine.
+Measured on two busy cores: 4 µs of processor time a request in memory; with a Redis on the same machine 0.6 ms (p50).
 """
 
 import asyncio
