@@ -46,6 +46,8 @@ class AdmissionConfig:
             )
 
 
+MAX_SAMPLE_MS = 20.0
+"""For how much time one measured wait speaks, at most: one slow start of a thread after a pause is no overload."""
 FIRST_SERVICE_MS = 20.0
 """What a request is taken to need until the first has been answered."""
 SERVICE_WEIGHT = 0.1
@@ -75,14 +77,14 @@ class Admission:
     def enter(self) -> None:
         """Takes a place for a request; to be asked first whether there is one."""
         if self.in_flight == 0:
-            self._smooth(0.0)
+            self._smooth(0.0, math.inf)
         self.in_flight += 1
 
     def leave(self, wait_ms: float | None = None, service_ms: float = 0.0) -> None:
         """Gives the place back. `wait_ms` and `service_ms` are what the request took; None if it was never begun."""
         self.in_flight -= 1
         if wait_ms is not None:
-            self._smooth(wait_ms)
+            self._smooth(wait_ms, MAX_SAMPLE_MS)
             self.service_ms += SERVICE_WEIGHT * (service_ms - self.service_ms)
 
     def share(self) -> float:
@@ -104,9 +106,9 @@ class Admission:
         expected_ms = self.service_ms * self.in_flight / self.config.workers
         return min(max(round(expected_ms * self._jitter.uniform(0.5, 1.5)), 1), MAX_RETRY_MS)
 
-    def _smooth(self, wait_ms: float) -> None:
+    def _smooth(self, wait_ms: float, speaks_for_ms: float) -> None:
         """Weighs by the time since the last sample, so that many in one instant say no more than one."""
         now_s = self._monotonic_s()
-        weight = 1.0 - math.exp(-(now_s - self._measured_s) * 1000 / self.config.smoothing_ms)
-        self.wait_ms += weight * (wait_ms - self.wait_ms)
+        since_ms = min((now_s - self._measured_s) * 1000, speaks_for_ms)
+        self.wait_ms += (1.0 - math.exp(-since_ms / self.config.smoothing_ms)) * (wait_ms - self.wait_ms)
         self._measured_s = now_s

@@ -27,6 +27,7 @@ from features.names import Topics
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.access import AccessConfig, AccessError, access_config, add_access_flags
+from serving.admission import AdmissionConfig
 from serving.bundles import BundleWatcher
 from serving.callers import CallersError
 from serving.decoding import UndecodableRequests
@@ -142,8 +143,7 @@ class Server:
             pipeline=pipeline,
             view=lambda: self._live.view,
             metrics=self._metrics,
-            max_in_flight=config.max_in_flight,
-            workers=config.workers,
+            admission=AdmissionConfig(max_in_flight=config.max_in_flight, workers=config.workers),
         )
         self._gauges = Gauges(
             metrics=self._metrics,

@@ -43,13 +43,12 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         pipeline: Pipeline,
         view: Callable[[], LiveView | None],
         metrics: Metrics,
-        max_in_flight: int,
-        workers: int,
+        admission: AdmissionConfig,
     ) -> None:
         self._pipeline = pipeline
         self._view = view
         self._metrics = metrics
-        self._admission = Admission(AdmissionConfig(max_in_flight=max_in_flight, workers=workers), perf_counter)
+        self._admission = Admission(admission, perf_counter)
         self._workers = Workers(self._admission, self._count_in_flight)
         self._last_request_s = perf_counter()
 

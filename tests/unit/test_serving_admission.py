@@ -65,6 +65,14 @@ def test_a_burst_that_is_worked_off_costs_no_candidate(clock: Clock) -> None:
     assert admission.share() == 1
 
 
+def test_one_slow_start_of_a_thread_is_no_overload(clock: Clock) -> None:
+    admission = Admission(AdmissionConfig(), clock)
+    admission.enter()
+    clock.now_s += 5
+    admission.leave(50.0, 8.0)
+    assert admission.share() == 1
+
+
 def test_the_share_falls_at_once_and_comes_back_slowly(clock: Clock) -> None:
     admission = Admission(AdmissionConfig(), clock)
     assert _waits(admission, clock, 100.0) == 0

