@@ -9,6 +9,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from serving.guard_metrics import GuardMetrics
 from serving.observation import Observation
 from serving.stages import HYDRATE, STAGES
 from serving.users import UserReadError
@@ -46,6 +47,7 @@ class Metrics:
         self._add_slates(registry)
         self._add_bundle(registry)
         self._add_parts(registry)
+        self.guard = GuardMetrics(registry)
         self._add_rules(registry)
         self._add_experiments(registry)
         self._start_at_zero()
@@ -65,7 +67,7 @@ class Metrics:
         self.store_errors = Counter(
             "ranking_store_errors",
             "Answers for which the online store said nothing of the user, by why: timeout, failed, closed (left "
-            "alone after a failure), busy (too many reads under way).",
+            "alone after failures), busy (too many reads under way), no_time (the deadline was near).",
             ["kind"],
             registry=registry,
         )

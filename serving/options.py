@@ -4,12 +4,13 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
 from features import specs
 from features.names import Topics
+from serving.access import AccessConfig, AccessError, access_config, add_access_flags
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - what is made there is for this user alone
 
@@ -47,6 +48,7 @@ class ServerConfig:
     """Share of requests that are traced, among those whose caller has not decided."""
     slow_request_ms: int = 100
     """Requests that take so long are logged."""
+    access: AccessConfig = field(default_factory=AccessConfig)
     log_level: str = "info"
     parent: int | None = None
     """The process that started this one and with which it ends; None for the first."""
@@ -151,10 +153,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     parser.add_argument("--trace-ratio", type=_share, default=0.05, help="share traced if the caller has not decided")
     parser.add_argument("--slow-request-ms", type=_positive, default=100, help="slower requests are logged")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    add_access_flags(parser)
     parser.add_argument("--parent", type=_positive, help=argparse.SUPPRESS)
     got = parser.parse_args(arguments)
-    values = {name: value for name, value in vars(got).items() if not name.endswith(("_topic", "_version"))}
+    try:
+        access = access_config(got)
+    except AccessError as error:
+        parser.error(str(error))
+    own = {each.name for each in fields(ServerConfig)}
+    values = {name: value for name, value in vars(got).items() if name in own}
     values["bootstrap_servers"] = got.bootstrap_servers or None
     names = {"events": got.events_topic, "items": got.items_topic, "slates": got.slates_topic}
     topics = Topics(version=got.topics_version, **names)
-    return ServerConfig(**values, topics=topics)
+    return ServerConfig(**{**values, "access": access, "topics": topics})

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from models.sources.base import Candidates, Int32s, RetrievalRequest, Source, top
+from models.sources.base import EMPTY, Candidates, Int32s, RetrievalRequest, Source, top
 from models.sources.merge import Merged, merge
 from serving.stages import RETRIEVE, Progress
 
@@ -119,11 +119,19 @@ def ask(name: str, source: Callable[[], Candidates], progress: Progress) -> Cand
 def _filled(
     sources: Mapping[str, Source], request: RetrievalRequest, found_C: Int32s, wanted: int, progress: Progress
 ) -> dict[str, Candidates]:
+    """The popular source's candidates, and the trending one's where nothing was found at all; should they fail, what
+    is popular and trending by the item features in memory; then the newest items.
+    """
     more: dict[str, Candidates] = {}
-    popular = _candidates(sources, "popular", request, wanted, progress)
-    if popular is not None and len(popular):
-        more["popular"] = popular
-        found_C = np.union1d(found_C, popular.item_index)
+    for name in ("popular",) if len(found_C) else ("trending", "popular"):
+        found = _candidates(sources, name, request, wanted, progress)
+        if found is None:
+            progress.degrade(RETRIEVE, f"what is {name} is taken from the item features in memory")
+            found = _from_memory(name, request, wanted)
+        if len(found):
+            more[name] = found
+    for found in more.values():
+        found_C = np.union1d(found_C, found.item_index)
     if len(found_C) < wanted:
         left_I = request.allowed_I.copy()
         left_I[found_C] = False
@@ -131,3 +139,9 @@ def _filled(
         if len(newest):
             more[CATALOGUE] = newest
     return more
+
+
+def _from_memory(name: str, request: RetrievalRequest, wanted: int) -> Candidates:
+    """The allowed items with most clicks of late, or with most impressions; none where the features say nothing."""
+    count_I = request.trending_score_I if name == "trending" else request.impressions_I
+    return EMPTY if count_I is None else top(count_I, request.allowed_I & (count_I > 0), wanted)

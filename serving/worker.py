@@ -23,12 +23,16 @@ from grpc_reflection.v1alpha import reflection
 from features.backends import Backend, open_backend
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
+from serving.access import AccessConfig
+from serving.admission import AdmissionConfig
 from serving.bundles import BundleWatcher
+from serving.callers import CallersError
 from serving.decoding import UndecodableRequests
 from serving.door import Door
 from serving.explain import Explainer
 from serving.feedback import Feedback
 from serving.follower import Follower
+from serving.gate import Gate
 from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -46,7 +50,9 @@ from serving.service import RankingServicer
 from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.snapshot_files import SnapshotReader
+from serving.tls import TlsError
 from serving.topic_tail import TopicTail
+from serving.transport import SERVER_OPTIONS
 from serving.users import UserReader
 
 if TYPE_CHECKING:
@@ -61,7 +67,6 @@ QUIET_S, LAME_DUCK_S = 0.25, 3.0
 """After SIGTERM requests are still answered until none has come for the first, at most for the second: callers that
 watch health have gone by then, and gRPC cancels what it has received but not yet handed over when it stops."""
 OBSERVE_EVERY_S = 1.0
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
 class Worker:
@@ -74,7 +79,12 @@ class Worker:
         self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
         kafka, settings = config.bootstrap_servers, pipeline_config(config)
-        self._users = UserReader(self._open_store, perf_counter)
+        self._users = UserReader(
+            self._open_store,
+            perf_counter,
+            on_circuit=self._metrics.guard.enter_circuit_state,
+            on_retry=self._metrics.guard.store_retries.inc,
+        )
         self._users.open_ahead()
         self._door = Door(self._open_store)
         requests = None if config.request_log is None else RequestLogWriter(config.request_log, clock_ms)
@@ -111,8 +121,7 @@ class Worker:
             pipeline=pipeline,
             view=lambda: self._live.view,
             metrics=self._metrics,
-            max_in_flight=config.max_in_flight,
-            workers=config.workers,
+            admission=AdmissionConfig(max_in_flight=config.max_in_flight, workers=config.workers),
             explainer=None if config.request_log is None else self._explainer(config.request_log),
             feedback=None if kafka is None else self._feedback(kafka, clock_ms),
             admitted=self._door.admitted,
@@ -126,6 +135,7 @@ class Worker:
             clock_ms=clock_ms,
         )
         self._tracer = _tracer(config, self._metrics)
+        self._gate = _gate(config.access, self._metrics, clock_ms)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -145,15 +155,15 @@ class Worker:
     async def _started(self) -> grpc.aio.Server:
         config = self._config
         # The parent sees to it that only its own workers share the port.
-        options = (("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES))
+        options = (("grpc.so_reuseport", 1), *SERVER_OPTIONS)
         observed = ObservedRequests(metrics=self._metrics, slow_ms=config.slow_request_ms, tracer=self._tracer)
-        server = grpc.aio.server(options=options, interceptors=(observed, UndecodableRequests()))
+        server = grpc.aio.server(options=options, interceptors=(observed, self._gate, UndecodableRequests()))
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self._servicer, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            server.add_insecure_port(f"{config.host}:{config.port}")
+            _add_port(server, config)
         except RuntimeError as error:
             raise StartError(f"port {config.port} of {config.host} cannot be used ({error}).") from error
         await server.start()
@@ -218,6 +228,25 @@ def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> Rules
         return RulesWatcher(file, on_switch)
     except RulesError as error:
         raise StartError(f"{error} The service does not start without the rules that it is given.") from error
+
+
+def _gate(access: AccessConfig, metrics: Metrics, clock_ms: Callable[[], int]) -> Gate:
+    try:
+        return access.gate(metrics.guard, perf_counter, clock_ms)
+    except CallersError as error:
+        raise StartError(f"{error} The service does not start without the callers that it is given.") from error
+
+
+def _add_port(server: grpc.aio.Server, config: ServerConfig) -> None:
+    address = f"{config.host}:{config.port}"
+    try:
+        credentials = config.access.credentials()
+    except TlsError as error:
+        raise StartError(str(error)) from error
+    if credentials is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, credentials)
 
 
 def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":
