@@ -9,6 +9,7 @@ Controlling Queue Delay, ACM Queue 2012).
 | up to `target_wait_ms` | every candidate is scored |
 | from there to `limit_wait_ms` | the share of optional candidates falls in a straight line to 0 |
 | above | the least number of candidates |
+| longer than the deadline allows, by what is under way | the last resort (`serving.workers`), with no wait |
 | `max_in_flight` requests under way | further ones are refused at once, with a time after which to come again |
 
 The share falls at once and recovers slowly, and not at all for a small gain, so that it does not flap.
@@ -51,6 +52,9 @@ MAX_SAMPLE_MS = 20.0
 FIRST_SERVICE_MS = 20.0
 """What a request is taken to need until the first has been answered."""
 SERVICE_WEIGHT = 0.1
+LATE_DECAY = 0.998
+MARGIN = 1.5
+"""How much longer than expected what is under way may take."""
 MAX_RETRY_MS = 5_000
 
 
@@ -60,6 +64,8 @@ class Admission:
     def __init__(self, config: AdmissionConfig, monotonic_s: Callable[[], float], jitter: Random | None = None) -> None:
         self.config = config
         self.in_flight = 0
+        self._aside = 0
+        """Of these, requests that wait for no pipeline thread: they get the last resort."""
         self.wait_ms = 0.0
         """Smoothed wait for a thread."""
         self.service_ms = FIRST_SERVICE_MS
@@ -80,9 +86,12 @@ class Admission:
             self._smooth(0.0, math.inf)
         self.in_flight += 1
 
-    def leave(self, wait_ms: float | None = None, service_ms: float = 0.0) -> None:
-        """Gives the place back. `wait_ms` and `service_ms` are what the request took; None if it was never begun."""
+    def leave(self, wait_ms: float | None = None, service_ms: float = 0.0, *, aside: bool = False) -> None:
+        """Gives the place back. `wait_ms` and `service_ms` are what the request took of the pipeline's threads; None
+        if it never had one. `aside` says whether it was `too_late` for them.
+        """
         self.in_flight -= 1
+        self._aside -= aside
         if wait_ms is not None:
             self._smooth(wait_ms, MAX_SAMPLE_MS)
             self.service_ms += SERVICE_WEIGHT * (service_ms - self.service_ms)
@@ -99,12 +108,26 @@ class Admission:
         self._shared_s = now_s
         return self._share
 
+    def too_late(self, left_ms: float) -> bool:
+        """Whether the request that has entered last would hardly be done in the time left; then it is set aside.
+
+        Each yes makes the next less likely, since what is not begun is not measured either.
+        """
+        late = MARGIN * self._backlog_ms() > left_ms
+        if late:
+            self._aside += 1
+            self.service_ms *= LATE_DECAY
+        return late
+
     def retry_after_ms(self) -> int:
         """When a refused request may find a place: the time in which what is under way is worked off, give or take
         half, so that those who are refused together do not come back together.
         """
-        expected_ms = self.service_ms * max(self.in_flight, 1) / self.config.workers
-        return min(max(round(expected_ms * self._jitter.uniform(0.5, 1.5)), 1), MAX_RETRY_MS)
+        return min(max(round(self._backlog_ms() * self._jitter.uniform(0.5, 1.5)), 1), MAX_RETRY_MS)
+
+    def _backlog_ms(self) -> float:
+        """How long it takes to work off what is under way."""
+        return self.service_ms * max((self.in_flight - self._aside) / self.config.workers, 1.0)
 
     def _smooth(self, wait_ms: float, speaks_for_ms: float) -> None:
         """Weighs by the time since the last sample, so that many in one instant say no more than one."""

@@ -1,9 +1,10 @@
 """The threads that answer requests, and the last resort for one that they would answer too late.
 
-A request waits for a thread of the pipeline. When its deadline is `LAST_RESORT_S` away and it still waits, it is taken
-out of the queue; if it is being computed, that goes on. Either way a spare thread makes an answer of what is in memory,
-with no store and no ranker, and whichever of the two is ready first is the answer. A request on which the pipeline
-fails altogether ends the same way.
+A request waits for a thread of the pipeline, unless so much is under way that it would be late: then it gets the last
+resort at once. When its deadline is `LAST_RESORT_S` away and it still waits, it is taken out of the queue; if it is
+being computed, that goes on. Either way a spare thread makes an answer of what is in memory, with no store and no
+ranker, and whichever of the two is ready first is the answer. A request on which the pipeline fails altogether ends the
+same way.
 """
 
 import asyncio
@@ -59,7 +60,10 @@ class Workers:
         """The outcome of `work`, or of the same in a hurry. The request must have been admitted; its place is given
         back when no thread works on it any more. Raises `LateError`, or what the last resort raised.
         """
-        queued = self._queue(work, progress)
+        if self.admission.too_late(progress.remaining_ms() - LAST_RESORT_S * 1000):
+            progress.degrade(ADMIT, "the service is busy: the answer is made of what is in memory")
+            return await asyncio.wrap_future(self._queue(self._spare, _hurried, work, progress))
+        queued = self._queue(self._threads, _attempt, work, progress)
         first = asyncio.wrap_future(queued)
         first.add_done_callback(_seen)
         try:
@@ -85,24 +89,33 @@ class Workers:
         self._threads.shutdown(wait=True)
         self._spare.shutdown(wait=True)
 
-    def _queue(self, work: Callable[[Progress], T], progress: Progress) -> "Future[Outcome[T]]":
+    def _queue(
+        self,
+        threads: ThreadPoolExecutor,
+        attempt: Callable[[Callable[[Progress], T], Progress], Outcome[T]],
+        work: Callable[[Progress], T],
+        progress: Progress,
+    ) -> "Future[Outcome[T]]":
+        """Has a thread make an attempt; whether or not it comes to that, the request's place is given back."""
         loop, spent, queued_s = asyncio.get_running_loop(), _Spent(), progress.monotonic_s()
+        measured = threads is self._threads
 
-        def attempt() -> Outcome[T]:
+        def begun() -> Outcome[T]:
             started_s = progress.monotonic_s()
-            spent.wait_ms = (started_s - queued_s) * 1000
             progress.took(ADMIT, queued_s)
             try:
-                return _attempt(work, progress)
+                return attempt(work, progress)
             finally:
-                spent.service_ms = (progress.monotonic_s() - started_s) * 1000
+                if measured:
+                    spent.wait_ms = (started_s - queued_s) * 1000
+                    spent.service_ms = (progress.monotonic_s() - started_s) * 1000
 
         def leave() -> None:
-            self.admission.leave(spent.wait_ms, spent.service_ms)
+            self.admission.leave(spent.wait_ms, spent.service_ms, aside=not measured)
             self._on_free()
 
         # In a copy of the context, so that what the thread logs carries the request's ids.
-        queued = self._threads.submit(contextvars.copy_context().run, attempt)
+        queued = threads.submit(contextvars.copy_context().run, begun)
         queued.add_done_callback(lambda _: loop.call_soon_threadsafe(leave))
         return queued
 

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from serving.admission import FIRST_SERVICE_MS, MAX_RETRY_MS, Admission, AdmissionConfig
+from serving.admission import FIRST_SERVICE_MS, MARGIN, MAX_RETRY_MS, Admission, AdmissionConfig
 from serving.cost import Cost
 from serving.pipeline import PipelineConfig
 
@@ -107,6 +107,36 @@ def test_the_hint_is_the_time_of_what_is_under_way_give_or_take_half(clock: Cloc
         admission.leave(0.0, 100_000.0)
         admission.enter()
     assert admission.retry_after_ms() == MAX_RETRY_MS
+
+
+def test_what_would_be_late_is_set_aside_and_counts_for_no_wait(clock: Clock) -> None:
+    admission = Admission(AdmissionConfig(max_in_flight=100, workers=2), clock)
+    aside = 0
+    for _ in range(60):
+        admission.enter()
+        aside += admission.too_late(200.0)
+    waiting = 60 - aside
+    assert waiting * FIRST_SERVICE_MS / 2 * MARGIN == pytest.approx(200, rel=0.2), "as many as can be done in time"
+    for _ in range(aside):
+        admission.leave(aside=True)
+    admission.leave(150.0, FIRST_SERVICE_MS)
+    admission.enter()
+    assert not admission.too_late(500.0)
+
+
+def test_a_slow_request_does_not_set_all_others_aside_for_ever(clock: Clock) -> None:
+    admission = Admission(AdmissionConfig(), clock)
+    for _ in range(50):
+        admission.enter()
+        admission.leave(0.0, 1_000.0)
+    asked = 0
+    admission.enter()
+    while admission.too_late(100.0):
+        admission.leave(aside=True)
+        admission.enter()
+        asked += 1
+        assert asked < 2_000
+    assert asked > 50
 
 
 @pytest.mark.parametrize("wrong", [{"max_in_flight": 0}, {"workers": 0}, {"target_wait_ms": 50}])
