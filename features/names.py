@@ -76,5 +76,7 @@ class LakeTables:
     """Prefix of the finalised windowed features, one table a Feast view."""
     examples: str = "gold/examples"
     """Training examples: one row an impression, features point in time, labels."""
+    feature_parity: str = "gold/feature_parity"
+    """One row a run and feature: how often the served value was not the one that point-in-time recomputation gives."""
     quarantine: str = "quarantine"
     """Partitions that a quality gate refused, with the reasons."""

@@ -27,6 +27,8 @@ DAG_IDS = (
     "promote_bundle",
 )
 """From the broker to the promoted bundle: a triggered `lake_ingest` sets off all the others by their assets."""
+WATCH_DAG_IDS = ("feature_parity",)
+"""Beside that chain: they judge what is served."""
 SPARK_CONNECTION = "spark_default"
 SPARK_POOL = "spark"
 """One slot: two Spark drivers at a time do not fit beside the rest on a small machine."""
@@ -182,6 +184,7 @@ def place(flag: str) -> str:
         "--bundles": str(settings.bundles_dir),
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
+        "--parity-report": str(settings.parity_report),
     }
     if flag not in values:
         raise ValueError(f"got the flag {flag}; allowed: --name=value or one of {', '.join(values)}.")

@@ -167,6 +167,11 @@ class Settings(BaseSettings):
         """Offsets of the lake ingest; backed up and restored together with the lake."""
         return self.var_dir / "spark-checkpoints"
 
+    @property
+    def parity_report(self) -> Path:
+        """The newest report of the feature_parity DAG, which promotions read."""
+        return self.var_dir / "reports" / "feature_parity.json"
+
     def environment(self) -> dict[str, str]:
         """The variables that make another process load equal settings."""
         values = self.model_dump(mode="json")
