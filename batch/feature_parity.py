@@ -66,7 +66,7 @@ def run_parity(spark: SparkSession, run: ParityRun) -> dict[str, Any]:
         recomputed = recompute(spark, events, entity, rows, complete_ms) if rows else []
         features += compare(entity, rows, recomputed)
         states[entity] = states_of(recomputed)
-    _store(run.lake, run.now_ms, features)
+    store(run.lake, run.now_ms, features)
     return {
         "run_ms": run.now_ms,
         "from_ms": from_ms,
@@ -148,7 +148,7 @@ def _values(found: DataFrame, entity: Entity) -> Mapping[Query, Float32s]:
     }
 
 
-def _store(lake: Path, run_ms: int, features: Sequence[Mapping[str, Any]]) -> None:
+def store(lake: Path, run_ms: int, features: Sequence[Mapping[str, Any]]) -> None:
     """Writes the run's rows in the place of those of a run at the same instant."""
     rows = [{"run_ms": run_ms, **record, "examples": json.dumps(record["examples"])} for record in features]
     schema = pa.schema(

@@ -171,6 +171,8 @@ def _values(lake: Path, from_ms: int, until_ms: int, max_slates: int, seen: Coun
     ids = slates.to_table(columns=["request_id"], filter=served).column("request_id").to_pylist()
     chosen = sorted(ids, key=lambda request_id: (zlib.crc32(request_id.encode()), request_id))[:max_slates]
     seen["sampled_out"] = len(ids) - len(chosen)
+    if not chosen:
+        return
     records = slates.scanner(columns=["value"], filter=served & pc.field("request_id").isin(chosen))
     for batch in records.to_batches():
         yield from batch.column("value").to_pylist()

@@ -14,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from features.clock import wall_clock_ms
-from infra.commands import CommandError, evaluate, experiments, models, rules, say, train, weights
+from infra.commands import CommandError, evaluate, experiments, lineage, models, rules, say, train, weights
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
@@ -34,6 +34,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
 app.add_typer(rules.app, name="rules")
 app.add_typer(experiments.app, name="experiments")
+app.command()(lineage.lineage)
 console = Console(highlight=False, soft_wrap=True)
 
 
