@@ -6,7 +6,9 @@ event reopens its day and an unchanged lake changes nothing. Rows are absolute: 
 and they are sent before the table says that they are counted.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from deltalake import DeltaTable as DeltaLog
 from pyspark import StorageLevel
@@ -14,7 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import expr
 
 from batch.lake import TABLES, read_table
+from batch.offline_tables import utc_date
 from features import specs
+from features.events import HORIZON_MS
 from features.names import Topics
 from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, column_sql, tile_start
 
@@ -65,30 +69,41 @@ def refresh_days(
     table = f"{TABLES.day_tiles}/{family.name}"
     past = f"event_time_ms < {tile_start(now_ms, DAY_TILE_MS)}"
     events = read_table(spark, lake, TABLES.silver_events).where(past)
-    days = _days(spark, lake, table, events, every_day=every_day)
-    rows = 0
-    if days:
-        dates = ", ".join(f"DATE'{day}'" for day in days)
-        tiles = count_days(events.where(f"event_date IN ({dates})"), family).persist(StorageLevel.MEMORY_AND_DISK)
-        try:
-            _send(tiles, family, bootstrap_servers, topic)
-            _store(tiles, lake / table, f"event_date IN ({dates})")
-            rows = tiles.count()
-        finally:
-            tiles.unpersist()
+    days = _days(spark, lake, table, events, now_ms, every_day=every_day)
+    rows = recount(lake, family, events, days, bootstrap_servers, topic) if days else 0
     return {"table": table, "days": days, "rows": rows}
 
 
-def _days(spark: SparkSession, lake: Path, table: str, events: DataFrame, *, every_day: bool) -> list[str]:
+def recount(
+    lake: Path, family: TileFamily, events: DataFrame, days: Sequence[str], bootstrap_servers: str, topic: str
+) -> int:
+    """Counts these days among the events, sends their tiles and puts them in the place of those held, in one commit."""
+    dates = ", ".join(f"DATE'{day}'" for day in days)
+    tiles = count_days(events.where(f"event_date IN ({dates})"), family).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        _send(tiles, family, bootstrap_servers, topic)
+        _store(tiles, lake / f"{TABLES.day_tiles}/{family.name}", f"event_date IN ({dates})")
+        return tiles.count()
+    finally:
+        tiles.unpersist()
+
+
+def _days(spark: SparkSession, lake: Path, table: str, events: DataFrame, now_ms: int, *, every_day: bool) -> list[str]:
+    """The days to count. An erasure leaves fewer events than an item's tiles have counted, and those stay: a day with
+    fewer is only counted again while late events may still come.
+    """
     happened = {str(row["day"]): row["n"] for row in _per_day(events, "count(*)")}
     counted = {}
     if DeltaLog.is_deltatable(str(lake / table)) and not every_day:
         tiles = read_table(spark, lake, table).where(f"spec_version = '{specs.version()}'")
         counted = {str(row["day"]): row["n"] for row in _per_day(tiles, "sum(n)")}
-    return sorted(day for day, n in happened.items() if counted.get(day) != n)
+    open_from = utc_date(now_ms - HORIZON_MS).isoformat()
+    return sorted(
+        day for day, n in happened.items() if counted.get(day, 0) < n or (counted[day] > n and day >= open_from)
+    )
 
 
-def _per_day(rows: DataFrame, total: str) -> list[dict[str, object]]:
+def _per_day(rows: DataFrame, total: str) -> list[dict[str, Any]]:
     return [row.asDict() for row in rows.groupBy(expr("event_date").alias("day")).agg(expr(total).alias("n")).collect()]
 
 

@@ -1,11 +1,13 @@
 """Kafka as a streaming source that never skips: offsets are compared with the broker before Spark starts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pyspark.sql import DataFrame, SparkSession
+
+from features.events import ID_PATTERN
 
 _TIMEOUT_S = 15.0
 
@@ -30,6 +32,21 @@ def read_topic(spark: SparkSession, bootstrap_servers: str, topic: str, max_reco
         .load()
     )
     return stream.selectExpr("value", "key", "topic", "partition", "offset", "unix_millis(timestamp) AS arrival_ms")
+
+
+def unless_refused(records: DataFrame, digests: Collection[str]) -> DataFrame:
+    """Records of Kafka without those of erased users, as `batch.erase_lake` finds them: by the key, by the `user_id` of
+    the payload or, where it has none, by any mention.
+    """
+    if not digests:
+        return records
+    quoted = ", ".join(f"'{digest}'" for digest in sorted(digests))
+    erased = f"IN ({quoted})"
+    text = "CASE WHEN is_valid_utf8(value) THEN CAST(value AS STRING) ELSE '' END"
+    own = f"get_json_object({text}, '$.user_id')"
+    mentioned = f"exists(regexp_extract_all({text}, r'{ID_PATTERN}', 0), id -> sha2(id, 256) {erased})"
+    by_payload = f"CASE WHEN {own} IS NULL THEN {mentioned} ELSE sha2({own}, 256) {erased} END"
+    return records.where(f"NOT coalesce(sha2(key, 256) {erased}, false) AND NOT {by_payload}")
 
 
 def checkpointed_offsets(checkpoint: Path) -> dict[str, dict[int, int]]:
@@ -88,15 +105,18 @@ def _has_more(consumer: Consumer, bootstrap_servers: str, topic: str, read: dict
     return more
 
 
-def check_together(checkpoint: Path, table: str, rows: int) -> None:
-    """Refuses a table without its checkpoint, which would be read twice, and a checkpoint without its table."""
+def check_together(checkpoint: Path, table: str, rows: int, *, emptied: bool = False) -> None:
+    """Refuses a table without its checkpoint, which would be read twice, and a checkpoint without its table.
+
+    `emptied` says of a table without rows that it has had some: they were erased, or past their time.
+    """
     read = sum(offset for parts in checkpointed_offsets(checkpoint).values() for offset in parts.values())
     if rows and _newest_batch(checkpoint / "offsets") is None:
         raise CheckpointError(
             f"table {table} has {rows} rows but {checkpoint} has no checkpoint: reading again would double them. "
             "Restore table and checkpoint together, or remove both."
         )
-    if read and not rows:
+    if read and not rows and not emptied:
         raise CheckpointError(
             f"{checkpoint} has read records but table {table} is empty: they would be missing. "
             "Restore table and checkpoint together, or remove both."

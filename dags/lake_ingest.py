@@ -43,7 +43,7 @@ column; the refused partitions and reasons are below `quarantine`. No DAG downst
 """,
 ) as dag:
     ingest = SparkSubmitOperator(
-        task_id="ingest", **spark_job("lake_ingest", "--bootstrap-servers", "--lake", "--checkpoints")
+        task_id="ingest", **spark_job("lake_ingest", "--bootstrap-servers", "--lake", "--checkpoints", "--feature-repo")
     )
     gate = BashOperator(
         task_id="gate", retries=0, outlets=[LAKE_EVENTS], **python_job("batch.quality", "--lake", "--suite=events")

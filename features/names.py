@@ -78,5 +78,7 @@ class LakeTables:
     """Training examples: one row an impression, features point in time, labels."""
     feature_parity: str = "gold/feature_parity"
     """One row a run and feature: how often the served value was not the one that point-in-time recomputation gives."""
+    erased_users: str = "erased_users"
+    """Digests of erased users (`features.erasure`), whose records the ingest refuses, and since when."""
     quarantine: str = "quarantine"
     """Partitions that a quality gate refused, with the reasons."""

@@ -193,6 +193,10 @@ class TileBatch:
         kept_T = start_T >= np.where(tile_ms_T == DAY_TILE_MS, day_from, streamed_from)
         return self if kept_T.all() else self._chosen(np.flatnonzero(kept_T).tolist())
 
+    def where(self, kept: Sequence[bool]) -> "TileBatch":
+        """The rows for which `kept` is true."""
+        return self if all(kept) else self._chosen([t for t, keep in enumerate(kept) if keep])
+
     def _chosen(self, places: Sequence[int]) -> "TileBatch":
         keys = [self.keys[t] for t in places]
         return TileBatch(family=self.family, keys=keys, numbers_TN=self.numbers_TN[list(places)])

@@ -28,6 +28,8 @@ STREAMED_RETENTION_MS = 4 * MS_PER_DAY
 """How long the store keeps streamed tiles, by their start."""
 DAY_RETENTION_MS = MAX_WINDOW_MS + MS_PER_DAY
 """How long the store keeps day tiles, by their start."""
+TILE_TOPIC_MS = DAY_RETENTION_MS + MS_PER_DAY
+"""How long the tile topics keep a row: no store takes it any more by then."""
 
 if FINE_WINDOW_MAX_MS + MS_PER_DAY > STREAMED_RETENTION_MS or HORIZON_MS >= STREAMED_RETENTION_MS:
     raise AssertionError("streamed tiles must outlive the longest fine window and the horizon of late events")

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from infra.alerts import failure_of, tell
 from infra.settings import LOOPBACK, ROOT, Settings, environment_python, load_settings, search_path
 from infra.spark import driver_conf, driver_memory, jars, job_file, submit_environment
 from infra.streams import saved_streams
@@ -29,6 +30,10 @@ DAG_IDS = (
 """From the broker to the promoted bundle: a triggered `lake_ingest` sets off all the others by their assets."""
 WATCH_DAG_IDS = ("feature_parity",)
 """Beside that chain: they judge what is served."""
+UPKEEP_DAG_IDS = ("backfill", "erase_user", "maintenance")
+"""Beside that chain: triggered, or on a schedule of their own."""
+BACKFILL_STEPS = ("day_tiles", "offline_features", "training_examples", "quality")
+"""What `batch/backfill.py` can do."""
 SPARK_CONNECTION = "spark_default"
 SPARK_POOL = "spark"
 """One slot: two Spark drivers at a time do not fit beside the rest on a small machine."""
@@ -100,6 +105,10 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         # Prompt scheduling: a chain of short tasks waits for these loops between every two of them.
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
+        # A task whose process was killed is missed after this long, and tried again; the default is five minutes.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "5",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "10",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
         "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
@@ -130,7 +139,9 @@ def asset(name: str) -> dict[str, str]:
 
 
 def default_args(timeout_min: int, retries: int = 2) -> dict[str, Any]:
-    """What every task shares: owner, retries with a growing pause, and a limit in minutes on one attempt."""
+    """What every task shares: owner, retries with a growing pause, a limit in minutes on one attempt, and whom to tell
+    when the last attempt has failed.
+    """
     return {
         "owner": "data-platform",
         "retries": retries,
@@ -138,7 +149,13 @@ def default_args(timeout_min: int, retries: int = 2) -> dict[str, Any]:
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=5),
         "execution_timeout": timedelta(minutes=timeout_min),
+        "on_failure_callback": tell_of_failure,
     }
+
+
+def tell_of_failure(context: Mapping[str, Any]) -> None:
+    """Airflow's callback of a task that has failed for good (`infra.alerts`)."""
+    tell(failure_of(context), dag_settings().alert_url)
 
 
 def spark_job(application: str, *flags: str) -> dict[str, Any]:
@@ -185,6 +202,10 @@ def place(flag: str) -> str:
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
         "--parity-report": str(settings.parity_report),
+        "--also": str(settings.workspace_dir),
+        "--reports": str(settings.erasures_dir),
+        "--retention": str(settings.retention_file),
+        "--named-in": str(settings.experiments_file),
     }
     if flag not in values:
         raise ValueError(f"got the flag {flag}; allowed: --name=value or one of {', '.join(values)}.")

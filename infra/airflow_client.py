@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,9 +83,10 @@ class AirflowClient:
         for dag_id in dag_ids:
             self._send("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": paused})
 
-    def trigger(self, dag_id: str) -> str:
-        """Queues a run, which starts when the DAG is not paused, and returns its id."""
-        return str(self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None})["dag_run_id"])
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None) -> str:
+        """Queues a run with these parameters, which starts when the DAG is not paused, and returns its id."""
+        body = {"logical_date": None, "conf": dict(conf or {})}
+        return str(self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
     def runs(self, since: datetime | None = None) -> list[DagRun]:
         """Runs of all DAGs queued at or after `since`, by the time of queueing; the last hundred at most."""

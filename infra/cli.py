@@ -241,6 +241,20 @@ def ledger() -> None:
         raise CommandError("not every record has exactly one outcome yet; if this stays so, records were lost.")
 
 
+@app.command("erase")
+def erase_user(
+    user: Annotated[str, typer.Argument(metavar="USER", help="user_id; it is never taken again, by anybody.")],
+) -> None:
+    """Erase a user from store, lake and training runs, and say what a scan finds and what ages out when."""
+    from infra.commands.erase import erase, report_file
+
+    settings = load_settings()
+    report = erase(settings, user)
+    for each in report["ages_out"]:
+        say(f"gone after {each['until']}: {each['what']}")
+    say(f"a scan of store and files found nothing of them; report: {report_file(settings, report)}")
+
+
 @app.command()
 def recommend(
     user: Annotated[str, typer.Argument(metavar="USER", help="user_id; an unknown one gets what is popular.")],

@@ -8,8 +8,9 @@ from pathlib import Path
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+from features.erasure import SEGMENT_MS
 from features.names import Topics
-from features.tiles import FAMILIES
+from features.tiles import FAMILIES, TILE_TOPIC_MS
 
 CLUSTER_ID = "MillraceLocalBroker0001"
 PROBE_S = 2.0
@@ -106,10 +107,13 @@ def derived_topics(topics: Topics) -> tuple[str, ...]:
 
 
 def topic_configs(topics: Topics) -> dict[str, dict[str, str]]:
-    """Every topic with its configuration. Facts keep everything; tiles and items are compacted by key."""
+    """Every topic with its configuration. Facts keep everything; tiles and items are compacted by key, and tiles go
+    when no store would take them any more.
+    """
     keep = {"retention.ms": "-1"}
     compact = {"cleanup.policy": "compact"}
-    tiles = {topics.tiles(family.name): compact for family in FAMILIES}
+    expire = {"cleanup.policy": "compact,delete", "retention.ms": str(TILE_TOPIC_MS), "segment.ms": str(SEGMENT_MS)}
+    tiles = {topics.tiles(family.name): expire for family in FAMILIES}
     kept = (topics.events, topics.slates, topics.too_late, topics.duplicates, topics.interactions)
     # A refused record of the largest size grows by a third in base64.
     letters = {**keep, "max.message.bytes": str(2 * 1024 * 1024)}

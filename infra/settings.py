@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     """Cron line of the lake_ingest DAG, such as `*/5 * * * *`; empty: only when triggered."""
     training_schedule: str = ""
     """Cron line on which training starts, such as `0 3 * * *`; empty: whenever its inputs have changed."""
+    maintenance_schedule: str = ""
+    """Cron line of the maintenance DAG, such as `0 4 * * *`; empty: only when triggered."""
+    alert_url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    """Where a failed task is told of, by a POST of JSON; empty: in the task's log only."""
     start_timeout_s: float = Field(default=240.0, gt=0)
     """How long a program may take to become ready."""
     seed: int = 7
@@ -171,6 +175,21 @@ class Settings(BaseSettings):
     def parity_report(self) -> Path:
         """The newest report of the feature_parity DAG, which promotions read."""
         return self.var_dir / "reports" / "feature_parity.json"
+
+    @property
+    def request_log_dir(self) -> Path:
+        """What the ranking service remembers of its answers, for a day."""
+        return self.var_dir / "request-log"
+
+    @property
+    def retention_file(self) -> Path:
+        """TOML of `features.retention`; without it its defaults hold."""
+        return self.var_dir / "retention.toml"
+
+    @property
+    def erasures_dir(self) -> Path:
+        """Reports on erased users, by their digests."""
+        return self.var_dir / "erasures"
 
     def environment(self) -> dict[str, str]:
         """The variables that make another process load equal settings."""

@@ -28,6 +28,7 @@ from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
 from serving.bundles import BundleWatcher
 from serving.decoding import UndecodableRequests
+from serving.door import Door
 from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -102,6 +103,7 @@ class Server:
         kafka, settings = config.bootstrap_servers, PipelineConfig()
         self._users = UserReader(self._open_store, perf_counter)
         self._users.open_ahead()
+        self._door = Door(self._open_store)
         self._slates = None if kafka is None else SlateLog(kafka, config.topics.slates, self._metrics)
         self._upkeep = Upkeep(
             live=self._live,
@@ -134,6 +136,7 @@ class Server:
             metrics=self._metrics,
             max_in_flight=config.max_in_flight,
             workers=config.workers,
+            admitted=self._door.admitted,
         )
         self._gauges = Gauges(
             metrics=self._metrics,
@@ -153,6 +156,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, self._stopping.set)
+        self._door.start()
         self._upkeep.start()
         self._watcher.start()
         self._rules.start()
@@ -216,6 +220,7 @@ class Server:
         if self._slates is not None:
             self._slates.close()
         self._users.close()
+        self._door.stop()
         if self._tracer is not None:
             self._tracer.close()
         _log.info("stopped")

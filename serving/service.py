@@ -47,10 +47,13 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         metrics: Metrics,
         max_in_flight: int,
         workers: int,
+        admitted: Callable[[Query], Query] = lambda query: query,
     ) -> None:
+        """`admitted` takes the user out of a query who must not be known (`serving.door`)."""
         self._pipeline = pipeline
         self._view = view
         self._metrics = metrics
+        self._admitted = admitted
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self._last_request_s = perf_counter()
@@ -95,7 +98,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if left_s <= 0:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
         try:
-            query = parse(uuid.uuid4().hex, view.experiments)
+            query = self._admitted(parse(uuid.uuid4().hex, view.experiments))
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         seen = observed()

@@ -163,14 +163,16 @@ class Writer:
         batch = self._parsed(messages, lambda values: parse_tiles(family, values))
         kept = batch.unexpired(self._now_ms())
         self._count(topic, "expired", len(batch.keys) - len(kept.keys))
-        self._patiently(lambda: self._store.write_batch(kept, offsets))
-        self._written_rows(topic, len(kept.keys), kept.newest_event_ms)
+        refused = self._patiently(lambda: self._store.write_batch(kept, offsets))
+        self._count(topic, "erased", refused)
+        self._written_rows(topic, len(kept.keys) - refused, kept.newest_event_ms)
 
     def _write_interactions(self, topic: str, messages: Sequence[Message], offsets: Offsets) -> None:
         interactions = self._parsed(messages, lambda values: [parse_interaction(value) for value in values])
-        self._patiently(lambda: self._store.write_interactions(interactions, offsets))
+        refused = self._patiently(lambda: self._store.write_interactions(interactions, offsets))
+        self._count(topic, "erased", refused)
         newest_ms = max((row.event_time_ms for row in interactions), default=None)
-        self._written_rows(topic, len(interactions), newest_ms)
+        self._written_rows(topic, len(interactions) - refused, newest_ms)
 
     def _account(self, topic: str, messages: Sequence[Message], offsets: Offsets) -> None:
         """Writes what became of the records of the events topic that these messages stand for."""

@@ -4,7 +4,7 @@ Shapes: G entities, F features of an entity in the order of `features.specs.feat
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from features import specs
 from features.algebra import Finaliser, Float64s, Int64s
+from features.erasure import digest_of, user_of_document
 from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
 from features.ledger import LedgerRow
 from features.specs import KEY_FIELDS, Entity, features_of
@@ -63,8 +64,8 @@ class EntityValues:
 class Backend(ABC):
     """Rows of one version of the feature specs, with the Kafka offsets they came from.
 
-    Writes are idempotent and commute: rows may come again, in any order, from several writers at once. Every
-    method raises `StoreUnavailableError` when the store is away.
+    Writes are idempotent and commute: rows may come again, in any order, from several writers at once. A row of an
+    erased user is never written, whoever sends it. Every method raises `StoreUnavailableError` when the store is away.
     """
 
     def __init__(self, version: str | None = None) -> None:
@@ -78,6 +79,9 @@ class Backend(ABC):
         self._finalisers = {entity: Finaliser(features_of(entity), family_of(entity).columns) for entity in Entity}
         self._user_features = len(features_of(Entity.USER))
         self._empty_category_F = self._user.empty()[self._user_features :]
+        self._erased: Mapping[str, int] = {}
+        """The erasures as they were last read. Only new ones are ever added, so their number says whether they are
+        those of the store."""
 
     # Written by the tile path.
 
@@ -85,13 +89,52 @@ class Backend(ABC):
         """`write_batch` of single rows. Raises `TileError` for an unknown family or a wrong number of values."""
         self.write_batch(TileBatch.of(family_named(family_name), rows), offsets)
 
-    @abstractmethod
-    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
-        """Writes tile rows and offsets in one transaction. Of two rows of a tile the one with the larger n is kept."""
+    def write_batch(self, batch: TileBatch, offsets: Offsets) -> int:
+        """Writes tile rows and offsets in one transaction. Of two rows of a tile the one with the larger n is kept.
+
+        Returns how many rows were refused, since they are an erased user's.
+        """
+        refused = 0
+
+        def write(erased: Mapping[str, int]) -> bool:
+            nonlocal refused
+            kept = batch
+            if erased and batch.family.key_fields[0] == "user_id":
+                kept = batch.where([digest_of(key[0]) not in erased for key in batch.keys])
+            refused = len(batch.keys) - len(kept.keys)
+            return self._write_batch(kept, offsets, len(erased))
+
+        self._knowing_the_erased(write)
+        return refused
+
+    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> int:
+        """Merges interactions into their users' keyed sets (`features.keyed_sets`), with the offsets.
+
+        Returns how many were refused, as `write_batch` does.
+        """
+        refused = 0
+
+        def write(erased: Mapping[str, int]) -> bool:
+            nonlocal refused
+            kept = [row for row in rows if digest_of(row.user_id) not in erased] if erased else rows
+            refused = len(rows) - len(kept)
+            return self._write_interactions(kept, offsets, len(erased))
+
+        self._knowing_the_erased(write)
+        return refused
 
     @abstractmethod
-    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
-        """Merges interactions into their users' keyed sets (`features.keyed_sets`), with the offsets."""
+    def _write_batch(self, batch: TileBatch, offsets: Offsets, erasures: int) -> bool:
+        """`write_batch` unless the store knows another number of erasures: then nothing is written, and it is false."""
+
+    @abstractmethod
+    def _write_interactions(self, rows: Sequence[Interaction], offsets: Offsets, erasures: int) -> bool:
+        """`write_interactions` likewise."""
+
+    def _knowing_the_erased(self, write: Callable[[Mapping[str, int]], bool]) -> None:
+        """Writes with the store's own list: reads it again as long as somebody is erased at the same time."""
+        while not write(self._erased):
+            self._erased = self.erasures()
 
     @abstractmethod
     def offsets(self, topic: str) -> dict[int, int]:
@@ -175,9 +218,18 @@ class Backend(ABC):
 
     # Ordinary Feast views.
 
-    @abstractmethod
     def write_documents(self, view: str, documents: Sequence[Document]) -> None:
         """Stores rows of an ordinary view. An equal time replaces, so that a correction is not lost."""
+
+        def write(erased: Mapping[str, int]) -> bool:
+            kept = [row for row in documents if not _is_of(row, erased)] if erased else documents
+            return self._write_documents(view, kept, len(erased))
+
+        self._knowing_the_erased(write)
+
+    @abstractmethod
+    def _write_documents(self, view: str, documents: Sequence[Document], erasures: int) -> bool:
+        """`write_documents` as `_write_batch` is `write_batch`."""
 
     @abstractmethod
     def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
@@ -190,6 +242,38 @@ class Backend(ABC):
     @abstractmethod
     def drop_tiles(self) -> None:
         """Forgets everything of this version: tiles, keyed sets, accounts and offsets."""
+
+    # Erasure, of which all versions are one.
+
+    def erase_digest(self, digest: str, at_ms: int) -> int:
+        """`erase_user` of whoever has this digest, looked for among all users, then `compact`."""
+        self.refuse_user(digest, at_ms)
+        removed = sum(self.erase_user(user_id, at_ms) for user_id in self.user_ids() if digest_of(user_id) == digest)
+        self.compact()
+        return removed
+
+    @abstractmethod
+    def erase_user(self, user_id: str, at_ms: int) -> int:
+        """Removes every row of the user, of all versions, and refuses further ones; says how many were removed.
+
+        Once it returns no write brings a row back, not even one that had begun before. Aggregates of items stay.
+        """
+
+    @abstractmethod
+    def refuse_user(self, digest: str, at_ms: int) -> None:
+        """Adds the digest (`features.erasure.digest_of`) to the erasures; the first instant is kept."""
+
+    @abstractmethod
+    def erasures(self) -> dict[str, int]:
+        """Since when each erased user, by digest, is refused. `drop_tiles` leaves them."""
+
+    @abstractmethod
+    def user_ids(self) -> Iterator[str]:
+        """Everybody with a row of any version, in any order, each once."""
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Overwrites what removed rows have left in the store's files, as far as they are the store's own."""
 
     # Which version is read.
 
@@ -210,6 +294,11 @@ class Backend(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_of(document: Document, erased: Mapping[str, int]) -> bool:
+    user_id = user_of_document(document.key)
+    return user_id is not None and digest_of(user_id) in erased
 
 
 def _keyed(family: TileFamily, stored: Sequence[PackedTiles]) -> KeyedTiles:

@@ -6,7 +6,7 @@ and each write is done by one pinned backend, so none mixes two versions.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from features import specs
 from features.backends.base import Backend, Document, Offsets, UserRows
@@ -60,11 +60,11 @@ class FollowingBackend(Backend):
 
     # Written by the tile path.
 
-    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
-        self._pinned().write_batch(batch, offsets)
+    def _write_batch(self, batch: TileBatch, offsets: Offsets, erasures: int) -> bool:
+        return self._pinned()._write_batch(batch, offsets, erasures)
 
-    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
-        self._pinned().write_interactions(rows, offsets)
+    def _write_interactions(self, rows: Sequence[Interaction], offsets: Offsets, erasures: int) -> bool:
+        return self._pinned()._write_interactions(rows, offsets, erasures)
 
     def offsets(self, topic: str) -> dict[int, int]:
         return self._pinned().offsets(topic)
@@ -91,8 +91,8 @@ class FollowingBackend(Backend):
 
     # Ordinary Feast views, which all versions share.
 
-    def write_documents(self, view: str, documents: Sequence[Document]) -> None:
-        self._current.write_documents(view, documents)
+    def _write_documents(self, view: str, documents: Sequence[Document], erasures: int) -> bool:
+        return self._current._write_documents(view, documents, erasures)
 
     def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
         return self._current.read_documents(view, keys)
@@ -102,6 +102,23 @@ class FollowingBackend(Backend):
 
     def drop_tiles(self) -> None:
         self._pinned().drop_tiles()
+
+    # Erasure, of which all versions are one.
+
+    def erase_user(self, user_id: str, at_ms: int) -> int:
+        return self._current.erase_user(user_id, at_ms)
+
+    def refuse_user(self, digest: str, at_ms: int) -> None:
+        self._current.refuse_user(digest, at_ms)
+
+    def erasures(self) -> dict[str, int]:
+        return self._current.erasures()
+
+    def user_ids(self) -> Iterator[str]:
+        return self._current.user_ids()
+
+    def compact(self) -> None:
+        self._current.compact()
 
     # Which version is read.
 

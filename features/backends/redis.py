@@ -10,12 +10,14 @@ A user's tiles are one hash, an item's another, so a read is one round trip. Eve
     millrace:VERSION:ledger:OUTCOME:PARTITION:BLOCK   the mask
     millrace:VERSION:offsets                  hash   "TOPIC PARTITION" -> next offset
     millrace:documents:VIEW                   hash   key -> "EVENT-TIME CREATED PAYLOAD"
+    millrace:erased                           hash   digest of an erased user -> since when
     millrace:versions                         hash   hash of the specs -> VERSION that its readers use
 
 A space separates parts: no identifier holds one (`features.events.ID_PATTERN`), and it sorts below all that they hold.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,7 @@ from redis.retry import Retry
 
 from features.backends.base import Backend, BackendError, Document, Offsets, StoreUnavailableError, UserRows
 from features.backends.redis_scripts import EXPIRE_HASH, WRITE_DOCUMENTS, WRITE_INTERACTIONS, WRITE_LEDGER, WRITE_TILES
+from features.erasure import digest_of, user_document_key, user_of_document
 from features.keyed_sets import (
     DECISIONS_MAX,
     Decision,
@@ -49,6 +52,9 @@ SOCKET_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
 
 _VERSIONS_KEY = "millrace:versions"
+_ERASED_KEY = "millrace:erased"
+_OF_USER = re.compile(r"millrace:[A-Za-z0-9]+:(?:tiles:user_category|history|seen|hidden|followed):(.*)").fullmatch
+"""A key of any version that is one user's own."""
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.OutOfMemoryError, OSError)
 
 
@@ -71,9 +77,9 @@ class RedisBackend(Backend):
         self._prefix = f"millrace:{self.version}:"
         self._offsets_key = f"{self._prefix}offsets"
         script = self._redis.register_script
-        self._write_tiles, self._write_interactions = script(WRITE_TILES), script(WRITE_INTERACTIONS)
+        self._write_tiles, self._merge_interactions = script(WRITE_TILES), script(WRITE_INTERACTIONS)
         self._write_ledger = script(WRITE_LEDGER)
-        self._expire_hash, self._write_documents = script(EXPIRE_HASH), script(WRITE_DOCUMENTS)
+        self._expire_hash, self._merge_documents = script(EXPIRE_HASH), script(WRITE_DOCUMENTS)
         with self._store_errors():
             self._redis.ping()
 
@@ -95,24 +101,25 @@ class RedisBackend(Backend):
 
     # Written by the tile path.
 
-    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
+    def _write_batch(self, batch: TileBatch, offsets: Offsets, erasures: int) -> bool:
         family, newest = batch.family, batch.latest()
         index = {
             (f"{self._prefix}keys:{field}:{key[place]}", key[0])
             for place, field in _coarse_fields(family)
             for key in newest.keys
         }
-        header = json.dumps({"offsets": _offset_pairs(offsets), "index": sorted(index)})
+        header = json.dumps({"offsets": _offset_pairs(offsets), "index": sorted(index), "erasures": erasures})
         arguments: list[str | bytes] = [header]
         prefix = self._tiles_key(family.name, "")
         sizes, starts = newest.numbers_TN[:, :2].T.tolist()
         for key, tile_ms, start_ms, packed in zip(newest.keys, sizes, starts, newest.packed, strict=True):
             arguments += (prefix + key[0], f"{' '.join(key[1:])} {tile_ms} {start_ms}", packed)
         with self._store_errors():
-            self._write_tiles([self._offsets_key], arguments)
+            return bool(self._write_tiles([self._offsets_key, _ERASED_KEY], arguments))
 
-    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
+    def _write_interactions(self, rows: Sequence[Interaction], offsets: Offsets, erasures: int) -> bool:
         header = {
+            "erasures": erasures,
             "offsets": _offset_pairs(offsets),
             "seen": [
                 (self._user_key("seen", user_id), time_ms, item_id)
@@ -138,7 +145,7 @@ class RedisBackend(Backend):
             "slack": CUT_SLACK,
         }
         with self._store_errors():
-            self._write_interactions([self._offsets_key], [json.dumps(header)])
+            return bool(self._merge_interactions([self._offsets_key, _ERASED_KEY], [json.dumps(header)]))
 
     def offsets(self, topic: str) -> dict[int, int]:
         with self._store_errors():
@@ -236,12 +243,12 @@ class RedisBackend(Backend):
 
     # Ordinary Feast views.
 
-    def write_documents(self, view: str, documents: Sequence[Document]) -> None:
-        arguments: list[Any] = []
+    def _write_documents(self, view: str, documents: Sequence[Document], erasures: int) -> bool:
+        arguments: list[Any] = [json.dumps({"erasures": erasures})]
         for document in documents:
             arguments += [document.key, document.event_time_ms, document.created_ms, document.payload]
         with self._store_errors():
-            self._write_documents([_documents_key(view)], arguments)
+            return bool(self._merge_documents([_documents_key(view), _ERASED_KEY], arguments))
 
     def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
         if not keys:
@@ -259,6 +266,44 @@ class RedisBackend(Backend):
             names = list(self._redis.scan_iter(match=f"{self._prefix}*", count=BATCH_KEYS))
             for first in range(0, len(names), BATCH_KEYS):
                 self._redis.unlink(*names[first : first + BATCH_KEYS])
+
+    # Erasure, of which all versions are one.
+
+    def erase_user(self, user_id: str, at_ms: int) -> int:
+        self.refuse_user(digest_of(user_id), at_ms)  # first: a write that does not know of it is refused from here on
+        with self._store_errors():
+            removed = 0
+            for key in self._redis.scan_iter(match=f"millrace:*:{user_id}", count=BATCH_KEYS):
+                found = _OF_USER(key.decode())
+                if found is not None and found[1] == user_id:
+                    removed += int(self._redis.unlink(key))  # type: ignore[arg-type]
+            for view in self._redis.scan_iter(match=_documents_key("*"), count=BATCH_KEYS):
+                removed += int(self._redis.hdel(view, user_document_key(user_id)))  # type: ignore[arg-type]
+        return removed
+
+    def refuse_user(self, digest: str, at_ms: int) -> None:
+        with self._store_errors():
+            self._redis.hsetnx(_ERASED_KEY, digest, str(at_ms))
+
+    def erasures(self) -> dict[str, int]:
+        with self._store_errors():
+            found: dict[bytes, bytes] = self._redis.hgetall(_ERASED_KEY)  # type: ignore[assignment]
+        return {digest.decode(): int(at_ms) for digest, at_ms in found.items()}
+
+    def user_ids(self) -> Iterator[str]:
+        found: set[str] = set()
+        with self._store_errors():
+            for key in self._redis.scan_iter(match="millrace:*", count=BATCH_KEYS):
+                if (own := _OF_USER(key.decode())) is not None:
+                    found.add(own[1])
+            for view in self._redis.scan_iter(match=_documents_key("*"), count=BATCH_KEYS):
+                for field, _ in self._redis.hscan_iter(view, count=BATCH_KEYS):
+                    if (user_id := user_of_document(field)) is not None:
+                        found.add(user_id)
+        return iter(found)
+
+    def compact(self) -> None:
+        """Redis frees the memory itself; an append-only file is rewritten, and a snapshot replaced, as it is set up."""
 
     def version_for(self, spec_hash: str) -> str:
         with self._store_errors():

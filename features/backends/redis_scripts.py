@@ -15,9 +15,15 @@ for _, pair in ipairs(header.offsets) do
 end
 """
 
+_UNLESS_ERASED = """
+if redis.call('HLEN', KEYS[2]) ~= header.erasures then return 0 end
+"""
+"""Nothing is written by who does not know all erasures, which KEYS[2] holds."""
+
 WRITE_TILES = f"""
 -- ARGV: header with index = [set, member]*, then (hash, field, packed)*.
 local header = cjson.decode(ARGV[1])
+{_UNLESS_ERASED}
 local function count(packed) return (struct.unpack('<i8', packed, {N_BYTE_OFFSET + 1})) end
 for i = 2, #ARGV, 3 do
   local held = redis.call('HGET', ARGV[i], ARGV[i + 1])
@@ -27,12 +33,14 @@ for i = 2, #ARGV, 3 do
 end
 for _, pair in ipairs(header.index) do redis.call('SADD', pair[1], pair[2]) end
 {_OFFSETS}
+return 1
 """
 
 WRITE_INTERACTIONS = f"""
 -- ARGV: header with seen, history = [sorted set, time, member]*, decisions = [hash, target, time, event id, stands]*,
 -- and the bounds of the three.
 local header = cjson.decode(ARGV[1])
+{_UNLESS_ERASED}
 local function merge_sorted(entries, bound)
   local touched = {{}}
   for _, entry in ipairs(entries) do
@@ -73,6 +81,7 @@ for _, made in ipairs(header.decisions) do
   end
 end
 {_OFFSETS}
+return 1
 """
 
 WRITE_LEDGER = f"""
@@ -97,9 +106,11 @@ end
 return removed
 """
 
-WRITE_DOCUMENTS = """
--- KEYS[1] the view's hash; ARGV: (key, event time, created, payload)*. An equal time replaces.
-for i = 1, #ARGV, 4 do
+WRITE_DOCUMENTS = f"""
+-- KEYS[1] the view's hash; ARGV: header, then (key, event time, created, payload)*. An equal time replaces.
+local header = cjson.decode(ARGV[1])
+{_UNLESS_ERASED}
+for i = 2, #ARGV, 4 do
   local held = redis.call('HGET', KEYS[1], ARGV[i])
   local newer = true
   if held then
@@ -112,4 +123,5 @@ for i = 1, #ARGV, 4 do
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1] .. ' ' .. ARGV[i + 2] .. ' ' .. ARGV[i + 3])
   end
 end
+return 1
 """

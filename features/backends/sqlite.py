@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from features.backends.base import Backend, Document, Offsets, StoreUnavailableError, UserRows
+from features.erasure import digest_of, user_document_key, user_of_document
 from features.keyed_sets import (
     DECISIONS_MAX,
     Decision,
@@ -135,6 +136,7 @@ class SqliteBackend(Backend):
             "documents (view TEXT, key BLOB, payload BLOB NOT NULL, event_time_ms INTEGER NOT NULL, "
             "created_ms INTEGER NOT NULL, PRIMARY KEY (view, key)) WITHOUT ROWID",
             "versions (spec_hash TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID",
+            "erased (digest TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID",
         ]
         known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
         if all(self._all(known, text.split(" ", 1)[0])[0][0] for text in statements):
@@ -169,7 +171,7 @@ class SqliteBackend(Backend):
 
     # Written by the tile path.
 
-    def write_batch(self, batch: TileBatch, offsets: Offsets) -> None:
+    def _write_batch(self, batch: TileBatch, offsets: Offsets, erasures: int) -> bool:
         family, newest = batch.family, batch.latest()
         fields = [*zip(*newest.keys, strict=True), *newest.numbers_TN[:, :3].T.tolist(), newest.packed]
         places = ", ".join("?" * (len(family.key_fields) + 4))
@@ -179,16 +181,21 @@ class SqliteBackend(Backend):
             "DO UPDATE SET n = excluded.n, packed = excluded.packed WHERE excluded.n > n"
         )
         with self._transaction() as connection:
+            if _erasures(connection) != erasures:
+                return False
             connection.executemany(upsert, sorted(zip(*fields, strict=True)) if newest.keys else ())
             self._write_offsets(connection, offsets)
+        return True
 
-    def write_interactions(self, rows: Sequence[Interaction], offsets: Offsets) -> None:
+    def _write_interactions(self, rows: Sequence[Interaction], offsets: Offsets, erasures: int) -> bool:
         seen = [(user_id, item_id, time_ms) for (user_id, item_id), time_ms in latest_seen(rows).items()]
         history = [
             (row.user_id, row.event_time_ms, row.event_id, encode_interaction(row)) for row in rows if in_history(row)
         ]
         decisions = [(row.user_id, *made) for row in rows if (made := decision_of(row)) is not None]
         with self._transaction() as connection:
+            if _erasures(connection) != erasures:
+                return False
             connection.executemany(
                 f"INSERT INTO {self._seen} VALUES (?, ?, ?) ON CONFLICT (user_id, item_id) DO UPDATE "
                 "SET event_time_ms = excluded.event_time_ms WHERE excluded.event_time_ms > event_time_ms",
@@ -209,6 +216,7 @@ class SqliteBackend(Backend):
             for user_id, kind in self._due([row[:2] for row in decisions]):
                 _cut(connection, self._decisions, {"user_id": user_id, "kind": kind}, "event_id", DECISIONS_MAX)
             self._write_offsets(connection, offsets)
+        return True
 
     def _due(self, written: Sequence[Key]) -> set[Key]:
         """Which of the sets written to are looked at: each row calls for it with a chance of one in `CUT_EVERY`."""
@@ -315,8 +323,10 @@ class SqliteBackend(Backend):
 
     # Ordinary Feast views.
 
-    def write_documents(self, view: str, documents: Sequence[Document]) -> None:
+    def _write_documents(self, view: str, documents: Sequence[Document], erasures: int) -> bool:
         with self._transaction() as connection:
+            if _erasures(connection) != erasures:
+                return False
             connection.executemany(
                 "INSERT INTO documents VALUES (?, ?, ?, ?, ?) ON CONFLICT (view, key) DO UPDATE "
                 "SET payload = excluded.payload, event_time_ms = excluded.event_time_ms, "
@@ -324,6 +334,7 @@ class SqliteBackend(Backend):
                 "WHERE (excluded.event_time_ms, excluded.created_ms) >= (event_time_ms, created_ms)",
                 [(view, *document) for document in documents],
             )
+        return True
 
     def read_documents(self, view: str, keys: Sequence[bytes]) -> list[Document | None]:
         one = "SELECT key, payload, event_time_ms, created_ms FROM documents WHERE view = ? AND key = ?"
@@ -343,6 +354,41 @@ class SqliteBackend(Backend):
             for table in tables:
                 connection.execute(f"DELETE FROM {table}")
 
+    # Erasure, of which all versions are one.
+
+    def erase_user(self, user_id: str, at_ms: int) -> int:
+        with self._transaction() as connection:
+            _refuse(connection, digest_of(user_id), at_ms)
+            removed = [
+                connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,)).rowcount
+                for table in _tables_by_user(connection)
+            ]
+            documents = "DELETE FROM documents WHERE key = ?"
+            removed.append(connection.execute(documents, (user_document_key(user_id),)).rowcount)
+        return sum(removed)
+
+    def refuse_user(self, digest: str, at_ms: int) -> None:
+        with self._transaction() as connection:
+            _refuse(connection, digest, at_ms)
+
+    def erasures(self) -> dict[str, int]:
+        return dict(self._all("SELECT digest, at_ms FROM erased"))
+
+    def user_ids(self) -> Iterator[str]:
+        with self._connected() as connection:
+            tables = _tables_by_user(connection)
+        found = {user_id for table in tables for (user_id,) in self._all(f"SELECT DISTINCT user_id FROM {table}")}
+        keys = (key for (key,) in self._all("SELECT key FROM documents"))
+        found |= {user_id for key in keys if (user_id := user_of_document(key)) is not None}
+        return iter(found)
+
+    def compact(self) -> None:
+        with self._connected() as connection:
+            connection.execute("VACUUM")
+            (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreUnavailableError(f"the online store {self.path} is read all the time: try to compact it again.")
+
     def version_for(self, spec_hash: str) -> str:
         found = self._all("SELECT version FROM versions WHERE spec_hash = ?", spec_hash)
         return str(found[0][0]) if found else spec_hash
@@ -357,6 +403,23 @@ class SqliteBackend(Backend):
         for connection, in_use in self._connections:
             with in_use:
                 connection.close()
+
+
+def _erasures(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM erased").fetchone()[0])
+
+
+def _refuse(connection: sqlite3.Connection, digest: str, at_ms: int) -> None:
+    connection.execute("INSERT OR IGNORE INTO erased VALUES (?, ?)", (digest, at_ms))
+
+
+def _tables_by_user(connection: sqlite3.Connection) -> list[str]:
+    """The tables of all versions whose rows are one user's."""
+    found = connection.execute(
+        "SELECT tables.name FROM sqlite_master AS tables JOIN pragma_table_info(tables.name) AS columns "
+        "WHERE tables.type = 'table' AND columns.name = 'user_id'"
+    )
+    return [name for (name,) in found]
 
 
 class _Connection(NamedTuple):

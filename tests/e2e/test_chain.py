@@ -7,57 +7,26 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from features.backends import open_backend
 from features.events import Event, EventType, parse_event
 from features.specs import Entity, features_of
 from infra.airflow import DAG_IDS
-from infra.demo.chain import Chain
-from infra.demo.options import DemoOptions
-from infra.demo.phases import Phases
 from infra.demo.probes import Prober
-from infra.demo.report import Report
 from infra.demo.world_scenario import WorldScenario
 from infra.programs import PROGRAM_NAMES, topics
-from infra.settings import ROOT, load_settings
-from infra.stack import Stack
+from infra.settings import ROOT
 from serving.client import RankingClient
 from streaming.producer import Producer
 from streaming.records import COUNTED_KINDS, Record, record_of
-from tests.conftest import QUICK_START, wait_for
+from tests.conftest import wait_for
 
-OPTIONS = DemoOptions(users=400, items=600, seed=11)
 pytestmark = pytest.mark.timeout(1_500)  # the first test waits for the whole chain
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
-
-
-@pytest.fixture(scope="module")
-def scenario(
-    free_port_base: int, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[WorldScenario, list[Record]]]:
-    """A trained chain, and every record of the history that it learnt from."""
-    settings = load_settings(
-        stack="e2e",
-        var_dir=tmp_path_factory.mktemp("e2e") / "stack",
-        port_base=free_port_base,
-        seed=OPTIONS.seed,
-        flink_jvm_args=QUICK_START,
-    )
-    with Stack(settings) as stack:
-        chain = Chain.start(stack, Phases(console=Console()))
-        with closing(chain.airflow):
-            world = WorldScenario.create(OPTIONS, chain, Report())
-            records = list(world.world.history())
-            chain.publish(world.world.items(), records, world.world.now_ms)
-            chain.train()
-            chain.wait_for_features(world.world.ledger)
-            yield world, records
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,27 @@
 """The stack's Airflow for real: it starts, runs DAGs that are triggered over REST and by assets, and ends."""
 
+import datetime
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
-from infra.airflow import SPARK_POOL, passwords_path
+from features.erasure import digest_of
+from features.names import LakeTables
+from features.repo import FeatureRepo, write_repo
+from infra.airflow import SPARK_POOL, UPKEEP_DAG_IDS, passwords_path
 from infra.airflow_client import AirflowClient, AirflowError, now
-from infra.settings import Settings, load_settings
+from infra.settings import ROOT, Settings, load_settings
 from infra.stack import Stack
 
+TABLES = LakeTables()
+LEAVES = "ada-lovelace"
 DAGS = """
 from pathlib import Path
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
@@ -49,6 +58,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, free_port_base: int) -> S
     dags.mkdir()
     (dags / "dags_of_the_test.py").write_text(DAGS)
     (dags / "application.py").write_text(APPLICATION)
+    for dag_id in UPKEEP_DAG_IDS:
+        shutil.copy(ROOT / "dags" / f"{dag_id}.py", dags)
     (dags / ".airflowignore").write_text("application.py\n")
     return load_settings(var_dir=folder / "var", dags_dir=dags, port_base=free_port_base, spark_driver_mb=512)
 
@@ -67,8 +78,9 @@ def stack(settings: Settings) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def airflow(stack: Stack) -> Iterator[AirflowClient]:
     with closing(AirflowClient(stack.settings)) as client:
-        client.wait_for_dags(["make", "follow", "broken"])
-        client.set_paused(["make", "follow", "broken"], paused=False)
+        known = ["make", "follow", "broken", *UPKEEP_DAG_IDS]
+        client.wait_for_dags(known)
+        client.set_paused(known, paused=False)
         yield client
 
 
@@ -93,13 +105,49 @@ def test_a_triggered_dag_sets_off_the_one_that_waits_for_its_asset(airflow: Airf
     assert version
 
 
+def test_the_dags_beside_the_chain_run(airflow: AirflowClient, settings: Settings) -> None:
+    """An erasure, a dry run of the maintenance and a backfill of a day without events, on a lake of a few rows."""
+    repo = FeatureRepo(
+        directory=settings.feature_repo_dir, location=settings.online_store_url, offline_root=settings.lake_dir
+    )
+    write_repo(repo)
+    events = pa.table(
+        {"user_id": [LEAVES, "eve"], "arrival_ms": [1, 2], "event_date": pa.array([datetime.date(2026, 1, 1)] * 2)}
+    )
+    place = {"topic": ["t", "t"], "partition": pa.array([0, 0], pa.int32()), "offset": [1, 2]}
+    for name, values in place.items():
+        events = events.append_column(name, pa.array(values))
+    silver, slates = (str(settings.lake_dir / table) for table in (TABLES.silver_events, TABLES.slates))
+    write_deltalake(silver, events, partition_by=["event_date"])
+    write_deltalake(slates, pa.table({"user_id": [LEAVES, "eve"], "served_at_ms": [1, 2]}))
+    asked = {
+        "erase_user": {"digest": digest_of(LEAVES)},
+        "backfill": {"step": "day_tiles", "start": "2026-01-02", "end": "2026-01-02"},
+        "maintenance": {"dry_run": True},
+    }
+    since = now()
+    for dag_id, conf in asked.items():
+        airflow.trigger(dag_id, conf)
+    airflow.wait_for_chain(list(asked), since, lambda _: None, 300)
+    assert DeltaTable(silver).to_pyarrow_table()["user_id"].to_pylist() == ["eve"]
+    assert DeltaTable(slates).to_pyarrow_table()["user_id"].to_pylist() == ["eve"], "past its time, but a dry run"
+    assert (settings.erasures_dir / f"{digest_of(LEAVES)}.md").exists()
+    everything = b"".join(file.read_bytes() for file in settings.airflow_home.rglob("*") if file.is_file())
+    assert digest_of(LEAVES).encode() in everything
+    assert LEAVES.encode() not in everything, "Airflow is never told who it was"
+    with pytest.raises(AirflowError, match=r"4(00|22)"):
+        airflow.trigger("erase_user", {"digest": LEAVES})
+
+
 def test_a_failed_task_is_named_with_its_log(airflow: AirflowClient) -> None:
     since = now()
     airflow.trigger("broken")
     with pytest.raises(AirflowError, match=r"the task refuse of broken failed at attempt 1; see (.*)\.$") as failed:
         airflow.wait_for_chain(["broken"], since, lambda _: None, 120)
     log = Path(str(failed.value).split("; see ")[1].rstrip("."))
-    assert "the gate says no" in log.read_text()
+    said = log.read_text()
+    assert "the gate says no" in said
+    assert '\\"event\\": \\"task_failed\\"' in said, "the line of the alert"
 
 
 def test_a_pool_is_made_once(airflow: AirflowClient) -> None:

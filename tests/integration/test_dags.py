@@ -10,37 +10,56 @@ from typing import Any
 import pytest
 
 from features import specs
-from infra.airflow import ASSETS, DAG_IDS, WATCH_DAG_IDS
+from infra.airflow import ASSETS, DAG_IDS, UPKEEP_DAG_IDS, WATCH_DAG_IDS
 from infra.settings import PREFIX, ROOT, environment_python
 
 MAX_PARSE_CPU_S = 2.0
+"""Of one file."""
+REMOVE_FILES = ("erase_user.lake", "maintenance.lake")
+"""What removes files of the lake takes the place of a Spark job."""
 HEAVY = ("pyspark", "pyflink", "torch", "mlflow", "feast", "pandas", "numpy", "grpc", "deltalake", "sklearn")
+PASSES_ON = {"backfill.plan": "batch/backfill.py"}
+"""Tasks that hand flags of theirs on to the jobs of the next task."""
 NOTES = ("Purpose", "Inputs", "Outputs", "Owner", "Rerun", "On failure")
 
 READ = """
-import json, sys, time
+import json, pathlib, sys, time
 import airflow.sdk, airflow.providers.standard.operators.bash
 import airflow.providers.apache.spark.operators.spark_submit
 from airflow.dag_processing.dagbag import DagBag
 
-began, before = time.process_time(), set(sys.modules)
-bag = DagBag(sys.argv[1], bundle_path=None)
-parse_cpu_s, imported = time.process_time() - began, sorted(set(sys.modules) - before)
+before, parse_cpu_s, bags = set(sys.modules), {}, []
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
+    began = time.process_time()
+    bags.append(DagBag(str(path), bundle_path=None))
+    parse_cpu_s[path.name] = time.process_time() - began
+imported = sorted(set(sys.modules) - before)
+dags = {d.dag_id: d for bag in bags for d in bag.dags.values()}
+errors = {path: error for bag in bags for path, error in bag.import_errors.items()}
 
 def trigger(dag):
     condition = getattr(dag.timetable, "asset_condition", None)
     return sorted(a.name for a in condition.objects) if condition else dag.schedule
 
+def of(t, name):
+    return t.partial_kwargs.get(name) if t.is_mapped else getattr(t, name, None)
+
 def task(t):
     fields = ("bash_command", "application", "application_args", "pool", "retries", "retry_exponential_backoff")
-    shown = {name: getattr(t, name) for name in fields if getattr(t, name, None) is not None}
-    return {**shown, "operator": t.task_type, "timeout_s": t.execution_timeout.total_seconds(), "owner": t.owner,
-            "outlets": [a.name for a in t.outlets], "downstream": sorted(t.downstream_task_ids)}
+    shown = {name: of(t, name) for name in fields if of(t, name) is not None}
+    if t.is_mapped:
+        shown["mapped_over"] = sorted(t.upstream_task_ids)
+    return {**shown, "operator": t.task_type, "timeout_s": of(t, "execution_timeout").total_seconds(),
+            "owner": of(t, "owner"), "outlets": [a.name for a in of(t, "outlets") or []],
+            "tells": [call.__name__ for call in of(t, "on_failure_callback") or []],
+            "downstream": sorted(t.downstream_task_ids)}
 
-dags = {d.dag_id: {"schedule": trigger(d), "max_active_runs": d.max_active_runs, "catchup": d.catchup,
-        "tasks": {t.task_id: task(t) for t in d.tasks}} for d in bag.dags.values()}
-out = {"errors": bag.import_errors, "parse_cpu_s": parse_cpu_s, "imported": imported, "dags": dags,
-       "docs": {d.dag_id: d.doc_md for d in bag.dags.values()}}
+shown = {d.dag_id: {"schedule": trigger(d), "max_active_runs": d.max_active_runs, "catchup": d.catchup,
+         "tags": sorted(d.tags), "timeout_s": d.dagrun_timeout.total_seconds(),
+         "params": {name: d.params.get_param(name).schema for name in d.params},
+         "tasks": {t.task_id: task(t) for t in d.tasks}} for d in dags.values()}
+out = {"errors": errors, "parse_cpu_s": parse_cpu_s, "imported": imported, "dags": shown,
+       "docs": {d.dag_id: d.doc_md for d in dags.values()}}
 open(sys.argv[2], "w").write(json.dumps(out))
 """
 
@@ -60,9 +79,8 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_imports(read: dict[str, Any]) -> None:
     assert read["errors"] == {}
-    known = {*DAG_IDS, *WATCH_DAG_IDS}
-    assert set(read["dags"]) == known
-    assert {path.stem for path in (ROOT / "dags").glob("*.py")} == known, "one file a DAG, named after it"
+    assert set(read["dags"]) == {*DAG_IDS, *UPKEEP_DAG_IDS, *WATCH_DAG_IDS}
+    assert {path.stem for path in (ROOT / "dags").glob("*.py")} == set(read["dags"]), "one file a DAG, named after it"
 
 
 def test_the_graph_is_the_golden_one(read: dict[str, Any], matches_golden: Callable[[str, str], None]) -> None:
@@ -71,7 +89,8 @@ def test_the_graph_is_the_golden_one(read: dict[str, Any], matches_golden: Calla
 
 
 def test_parsing_is_quick_and_light(read: dict[str, Any]) -> None:
-    assert read["parse_cpu_s"] < MAX_PARSE_CPU_S
+    for file, parse_cpu_s in read["parse_cpu_s"].items():
+        assert parse_cpu_s < MAX_PARSE_CPU_S, f"dags/{file} takes {parse_cpu_s:.1f} s of processor time to read"
     heavy = [name for name in read["imported"] if name.split(".")[0] in HEAVY]
     assert not heavy, f"reading the DAGs imports {heavy}; a DAG holds names and order only"
 
@@ -86,11 +105,31 @@ def test_each_run_is_alone_and_bounded(read: dict[str, Any]) -> None:
     for dag_id, dag in read["dags"].items():
         assert dag["max_active_runs"] == 1, f"{dag_id}: one run at a time"
         assert dag["catchup"] is False, dag_id
+        assert dag["timeout_s"] > 0, f"{dag_id} has no limit"
         for task_id, task in dag["tasks"].items():
             where = f"{dag_id}.{task_id}"
             assert task["timeout_s"] > 0, f"{where} has no limit"
             assert task["retries"] > 0 or task_id == "gate", f"{where} is not tried again"
-            assert task["pool"] == ("spark" if task["operator"] == "SparkSubmitOperator" else "default_pool"), where
+            in_turn = task["operator"] == "SparkSubmitOperator" or where in REMOVE_FILES
+            assert task["pool"] == ("spark" if in_turn else "default_pool"), where
+
+
+def test_somebody_answers_for_each_dag(read: dict[str, Any]) -> None:
+    for dag_id, dag in read["dags"].items():
+        assert dag["tags"], f"dags/{dag_id}.py has no tags"
+        for task_id, task in dag["tasks"].items():
+            where = f"{dag_id}.{task_id}"
+            assert task["owner"] not in ("", "airflow"), f"{where} has no owner"
+            assert task["retry_exponential_backoff"], f"{where} is tried again without a growing pause"
+            assert task["tells"] == ["tell_of_failure"], f"{where} fails unseen"
+
+
+def test_each_param_has_a_form(read: dict[str, Any]) -> None:
+    for dag_id, dag in read["dags"].items():
+        for name, schema in dag["params"].items():
+            assert {"type", "title"} <= set(schema), f"{dag_id}: the parameter {name} needs type and title"
+            bounded = {"enum", "format", "pattern", "minimum"} & set(schema) or schema["type"] == "boolean"
+            assert bounded, f"{dag_id}: anything can be given for {name}, which ends in a shell command"
 
 
 def test_a_trigger_of_the_first_dag_reaches_the_last(read: dict[str, Any]) -> None:
@@ -99,6 +138,12 @@ def test_a_trigger_of_the_first_dag_reaches_the_last(read: dict[str, Any]) -> No
         asset: dag_id for dag_id, dag in dags.items() for task in dag["tasks"].values() for asset in task["outlets"]
     }
     assert set(emitted) == set(ASSETS), "every asset has one task that emits it"
+    assert not [
+        task
+        for dag_id in (*UPKEEP_DAG_IDS, *WATCH_DAG_IDS)
+        for task in dags[dag_id]["tasks"].values()
+        if task["outlets"]
+    ]
     reached = {DAG_IDS[0]}
     for dag_id in DAG_IDS[1:]:
         awaited = dags[dag_id]["schedule"]
@@ -116,11 +161,12 @@ def test_a_gate_stands_between_a_table_and_those_who_wait_for_it(read: dict[str,
 def _command(task: dict[str, Any]) -> tuple[Path, list[str]]:
     """The file that a task runs, and the names of the flags that it gives."""
     if task["operator"] == "SparkSubmitOperator":
-        path, arguments = Path(task["application"]), task["application_args"]
+        path, arguments = Path(task["application"]), task.get("application_args", [])
     else:
         module, *arguments = task["bash_command"].split(" -m ")[1].split()
-        path = ROOT / f"{module.replace('.', '/')}.py"
-    return path, [text.split("=")[0] for text in arguments if text.startswith("--")]
+        path = ROOT / module.replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    return path, [text.lstrip("'").split("=")[0] for text in arguments if text.lstrip("'").startswith("--")]
 
 
 def test_what_the_dags_run_exists_and_knows_its_flags(read: dict[str, Any]) -> None:
@@ -129,6 +175,8 @@ def test_what_the_dags_run_exists_and_knows_its_flags(read: dict[str, Any]) -> N
             path, flags = _command(task)
             assert path.is_file(), f"{dag_id} runs {path}, which is not there"
             shared = (ROOT / "batch" / "command.py").read_text() if path.parent.name == "batch" else ""
+            if module_that_passes_on := PASSES_ON.get(f"{dag_id}.{task_id}"):
+                shared += (ROOT / module_that_passes_on).read_text()
             known = path.read_text() + shared
             unknown = [flag for flag in flags if f'"{flag}"' not in known]
             assert not unknown, f"{dag_id}.{task_id} gives {unknown}, which {path} does not take"

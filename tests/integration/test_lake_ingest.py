@@ -9,16 +9,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.sql import DataFrame, SparkSession
 
-from batch import ingest_stages
+from batch import compaction, ingest_stages
+from batch.erase_lake import erase_from_lake
 from batch.ingest_stages import events_stage
-from batch.kafka_source import CheckpointError, DataLossError
+from batch.kafka_source import CheckpointError, DataLossError, read_topic
 from batch.lake import TABLES, create_tables, read_table, row_count
 from batch.lake_ingest import LakeIngest, run_ingest
+from batch.user_traces import files_that_mention
+from features.erasure import digest_of
 from features.events import HORIZON_MS, Event, EventType
 from features.items import Item
 from features.names import Topics
@@ -209,3 +213,69 @@ def test_the_command_says_in_one_sentence_that_the_broker_is_away(tmp_path: Path
     assert (done.returncode, len(said)) == (1, 1), done.stdout[-500:]
     assert "no answer from the broker at 127.0.0.1:1" in said[0]
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_erased_user_is_gone_and_does_not_come_back(spark: SparkSession, ingest: LakeIngest, tmp_path: Path) -> None:
+    """Whatever reads on afterwards: the next run, also over compacted files, and one from the first offset."""
+    broken = [(b'{"user_id": "u1", "event_type": "jump"}', b"u1", NOW_MS), (b"{u1", b"u2", NOW_MS)]
+    hidden = event(900, user="u1").to_json().replace(b"u1", b"\\u0075\\u0031")
+    records = [sent(event(n, user=f"u{n % 3}")) for n in range(30)]
+    records += [sent(event(1, user="u1")), sent(event(2, "u1", NOW_MS - 3 * HORIZON_MS), NOW_MS), *broken]
+    records += [(hidden, None, NOW_MS), sent(event(950, user="u1x", item_id="u1"))]
+    send(ingest.bootstrap_servers, ingest.topics.events, records)
+    send(ingest.bootstrap_servers, ingest.topics.slates, [slate("r1"), slate("r2", user_id="u2")])
+    run_ingest(spark, ingest)
+    report = erase_from_lake(ingest.lake, ingest.checkpoints, digest_of("u1"))
+    assert report["rows_removed"] == {
+        TABLES.bronze_events: 15,
+        TABLES.silver_events: 11,
+        TABLES.duplicates: 1,
+        TABLES.too_late_events: 1,
+        TABLES.dead_letters: 2,
+        TABLES.slates: 1,
+    }
+    assert files_that_mention([ingest.lake], digest_of("u1"), "u1") == only_as_an_item(ingest.lake)
+    after = users_of(spark, ingest.lake)
+    assert "u1" not in after
+
+    create_tables(ingest.lake)
+    assert compaction.compact(ingest.lake / TABLES.bronze_events, small_files=1) == 1
+    knowing = replace(ingest, erased=frozenset({digest_of("u1")}))
+    send(ingest.bootstrap_servers, ingest.topics.events, [sent(event(n, user=f"u{n % 3}")) for n in range(40, 46)])
+    run = run_ingest(spark, knowing)
+    assert run["rows_added"][TABLES.silver_events] == 4
+    assert run["erased_events_refused"] == 2
+    assert users_of(spark, ingest.lake) == after + Counter({"u0": 2, "u2": 2})
+
+    anew = replace(knowing, lake=tmp_path / "anew", checkpoints=tmp_path / "anew-checkpoints")
+    assert run_ingest(spark, anew)["accounts"] == run["accounts"]
+    assert users_of(spark, anew.lake) == users_of(spark, ingest.lake)
+
+
+def users_of(spark: SparkSession, lake: Path) -> Counter[str]:
+    rows = read_table(spark, lake, TABLES.silver_events).groupBy("user_id").count().collect()
+    return Counter({row["user_id"]: row["count"] for row in rows})
+
+
+def only_as_an_item(lake: Path) -> list[Path]:
+    """The files with the event in which another user's item has the erased user's name."""
+    return [
+        file
+        for table in (TABLES.bronze_events, TABLES.silver_events)
+        for file in sorted((lake / table).rglob("*.parquet"))
+        if "u1x" in str(pq.read_table(file).to_pylist())
+    ]
+
+
+def test_silver_reads_bronze_anew_when_an_erasure_came_before_it(spark: SparkSession, ingest: LakeIngest) -> None:
+    """The run was killed between bronze and silver: the files that silver was about to read are gone."""
+    send(ingest.bootstrap_servers, ingest.topics.events, [sent(event(n, user=f"u{n % 2}")) for n in range(10)])
+    run_ingest(spark, ingest)
+    send(ingest.bootstrap_servers, ingest.topics.events, [sent(event(n, user=f"u{n % 2}")) for n in range(10, 20)])
+    bronze = read_topic(spark, ingest.bootstrap_servers, ingest.topics.events, 1_000).writeStream.format("delta")
+    checkpointed = bronze.option("checkpointLocation", str(ingest.readers[ingest.topics.events]))
+    checkpointed.trigger(availableNow=True).start(str(ingest.lake / TABLES.bronze_events)).awaitTermination()
+    erase_from_lake(ingest.lake, ingest.checkpoints, digest_of("u1"))
+    assert not (ingest.checkpoints / "silver_events").exists()
+    report = run_ingest(spark, replace(ingest, erased=frozenset({digest_of("u1")})))
+    assert report["accounts"] == {"bronze": 10, "silver": 10, "too_late": 0, "duplicates": 0, "dead_letters": 0}

@@ -5,22 +5,29 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import SparkSession
 
+from batch.backfill import Filling, run_backfill
+from batch.backfill_plan import BackfillError, checked
 from batch.day_tiles import refresh_families
+from batch.erase_lake import erase_from_lake
 from batch.lake import TABLES, create_tables, read_table
 from batch.lake_ingest import LakeIngest
 from batch.offline_features import OfflineError, OfflineRun, run_offline_features
+from batch.offline_tables import windowed_values_at
 from batch.point_in_time import values_as_of
 from batch.training_examples import EmptyLakeError, ExampleRun, run_examples
 from features.daily import ACTIVITY_VIEWS
+from features.erasure import digest_of
 from features.names import Topics
 from features.specs import KEY_FIELDS, WINDOWED_FEATURES, Entity, features_of
 from features.tiles import FAMILIES, USER_CATEGORY_TILES
@@ -214,3 +221,83 @@ def test_an_empty_lake_is_refused(spark: SparkSession, tmp_path: Path, topics: T
     run = OfflineRun(lake=tmp_path, bootstrap_servers=kafka_broker, topics=topics, now_ms=NOW_MS)
     with pytest.raises(OfflineError, match="run lake_ingest first"):
         run_offline_features(spark, run)
+
+
+class TestBackfill:
+    """Whole days again, part by part, beside what the daily jobs have made of the same lake."""
+
+    def filling(self, lake: Path, step: str, first: int, last: int, servers: str, topics: Topics) -> Filling:
+        """Days by their number from the first with events."""
+        start, end = (utc_date(FIRST_MS + number * DAY_MS) for number in (first, last))
+        asked = checked(step, str(start), str(end), utc_date(NOW_MS + 9 * DAY_MS))
+        return Filling(backfill=asked, lake=lake, bootstrap_servers=servers, topics=topics)
+
+    def content(self, path: Path) -> list[str]:
+        return sorted(map(repr, DeltaTable(str(path)).to_pyarrow_table().to_pylist()))
+
+    def test_parts_side_by_side_make_what_one_run_makes(
+        self, spark: SparkSession, lake: Path, kafka_broker: str, topics: Topics
+    ) -> None:
+        refresh_families(spark, lake, NOW_MS, kafka_broker, topics, every_day=True)
+        tables = [lake / TABLES.day_tiles / family.name for family in FAMILIES]
+        whole = [self.content(table) for table in tables]
+        for table in tables:
+            DeltaTable(str(table)).delete(f"event_date > '{utc_date(FIRST_MS)}'")
+        parts = [self.filling(lake, "day_tiles", first, last, kafka_broker, topics) for first, last in ((0, 2), (3, 4))]
+        with ThreadPoolExecutor(2) as pool:
+            reports = list(pool.map(lambda part: run_backfill(spark, part), parts))
+        assert [self.content(table) for table in tables] == whole
+        assert [report["empty_days"] for report in reports] == [[], []]
+        run_backfill(spark, parts[0])
+        assert [self.content(table) for table in tables] == whole, "a rerun changes nothing"
+
+    def test_examples_of_a_part_and_of_an_empty_day(
+        self, spark: SparkSession, lake: Path, kafka_broker: str, topics: Topics
+    ) -> None:
+        table = lake / TABLES.examples
+        if not DeltaTable.is_deltatable(str(table)):  # left by the test of the examples, where it has run
+            run_examples(spark, ExampleRun(lake=lake, now_ms=NOW_MS))
+        whole = self.content(table)
+        run_backfill(spark, self.filling(lake, "training_examples", 1, 2, kafka_broker, topics))
+        assert self.content(table) == whole
+        empty = utc_date(FIRST_MS - 2 * DAY_MS)
+        stale = DeltaTable(str(table)).to_pyarrow_table().slice(0, 1)
+        column = stale.schema.get_field_index("event_date")
+        write_deltalake(str(table), stale.set_column(column, "event_date", pa.array([empty])), mode="append")
+        report = run_backfill(spark, self.filling(lake, "training_examples", -2, -1, kafka_broker, topics))
+        assert report["empty_days"] == [str(empty), str(utc_date(FIRST_MS - DAY_MS))]
+        assert self.content(table) == whole, "what an empty day had is gone, the others stay"
+
+    def test_views_are_those_of_the_days_end(
+        self, spark: SparkSession, lake: Path, kafka_broker: str, topics: Topics
+    ) -> None:
+        filling = self.filling(lake, "offline_features", 2, 2, kafka_broker, topics)
+        run_backfill(spark, filling)
+        view = lake / TABLES.offline_features / ACTIVITY_VIEWS[Entity.USER] / f"{filling.backfill.start}.parquet"
+        first = pd.read_parquet(view).sort_values("user_id", ignore_index=True)
+        end_ms = (FIRST_MS // DAY_MS + 3) * DAY_MS - 1
+        assert set(first["event_timestamp"]) == {pd.Timestamp(end_ms, unit="ms", tz="UTC")}
+        values = windowed_values_at(read_table(spark, lake, TABLES.silver_events), Entity.USER, end_ms).toPandas()
+        values = values.sort_values("user_id", ignore_index=True)
+        pd.testing.assert_frame_equal(first[list(values.columns)], values)
+
+    def test_without_events_it_says_what_to_run(
+        self, spark: SparkSession, tmp_path: Path, kafka_broker: str, topics: Topics
+    ) -> None:
+        with pytest.raises(BackfillError, match="run lake_ingest first"):
+            run_backfill(spark, self.filling(tmp_path / "none", "day_tiles", 0, 1, kafka_broker, topics))
+
+
+def test_a_settled_day_keeps_an_erased_users_part_of_items_and_an_open_one_is_counted_anew(
+    spark: SparkSession, lake: Path, kafka_broker: str, topics: Topics
+) -> None:
+    refresh = partial(refresh_families, spark, lake, NOW_MS, kafka_broker, topics)
+    refresh(every_day=True)
+    erase_from_lake(lake, lake.parent / "checkpoints", digest_of("u0"))
+    reopened = {tiles["table"]: tiles["days"] for tiles in refresh()}
+    settled = [str(utc_date(NOW_MS - days * DAY_MS)) for days in (5, 4, 3)]
+    assert reopened[f"{TABLES.day_tiles}/user_category"] == []
+    assert not set(settled) & set(reopened[f"{TABLES.day_tiles}/item"])
+    assert refresh() == [{**tiles, "days": [], "rows": 0} for tiles in refresh()], "once"
+    tiles = DeltaTable(str(lake / TABLES.day_tiles / "user_category")).to_pyarrow_table()
+    assert "u0" not in tiles["user_id"].to_pylist()

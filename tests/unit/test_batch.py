@@ -37,6 +37,7 @@ def test_table_and_checkpoint_are_restored_together(tmp_path: Path) -> None:
         check_together(tmp_path / "none", "bronze", 12)
     with pytest.raises(CheckpointError, match="they would be missing"):
         check_together(read, "bronze", 0)
+    check_together(read, "bronze", 0, emptied=True)
 
 
 def test_every_feature_is_compiled_from_the_list() -> None:

