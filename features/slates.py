@@ -55,7 +55,7 @@ class SlateEvidence:
     query: Mapping[str, Any]
     """The request's fields as they were read, the item filter's among them."""
     settings: Mapping[str, Any]
-    """Value weights, settings of the rerank stage, and what the rules file said of the candidates."""
+    """The arm with its value weights and rerank settings, and what the rules file said of the candidates."""
     user: Mapping[str, Any]
     """The user's state as it was read: its instant, categories and history."""
     catalogue: tuple[Mapping[str, Any], ...]
