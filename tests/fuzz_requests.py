@@ -85,7 +85,7 @@ def shots(rng: random.Random, item_ids: Sequence[str]) -> "list[Shot]":
 
 
 def allowed(method: str, message: Message) -> frozenset[str]:
-    """The right statuses of a request, in a service that has a bundle, no callers' file and no Kafka."""
+    """The right statuses of a request, in a service that has a bundle, a request log, no callers' file and no Kafka."""
     return _ALLOWED[method](message)
 
 
@@ -125,7 +125,7 @@ def _explain(message: Message) -> frozenset[str]:
 def _feedback(message: Message) -> frozenset[str]:
     """Events that break the contract are refused one by one; without Kafka none of the others is taken."""
     assert isinstance(message, pb.FeedbackRequest)
-    return frozenset({OK, UNAVAILABLE}) if len(message.events) <= 500 else frozenset({INVALID})
+    return frozenset({OK, UNAVAILABLE}) if len(message.events) <= 500 else frozenset({INVALID, UNAVAILABLE})
 
 
 _ALLOWED: dict[str, Callable[[Message], frozenset[str]]] = {

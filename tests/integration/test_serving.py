@@ -25,6 +25,7 @@ from features.user_state import Interaction
 from models.bundle import champion_id
 from serving.client import RankingClient, RankingError
 from tests.conftest import ROOT, wait_for
+from tests.fuzz_requests import fire
 from tests.ranking_service import SERVE_PYTHON, Service, health, promoted, ranking_service, write_feature_repo
 from tests.serving_bundle import promote, tiny_items, write_tiny_bundle
 
@@ -271,6 +272,14 @@ def test_experiments_are_taken_logged_and_ended_while_it_runs(
     assert client.recommend("user-0", 1).experiment_arm == slates[0].experiment_arm
     file.unlink()
     wait_for(lambda: client.recommend("u").experiment_arm == "millrace", "the experiment's end")
+
+
+def test_random_and_damaged_requests_get_the_right_status(tmp_path: Path, module_topics: Topics) -> None:
+    """A hundred thousand of them are in tests/soak."""
+    with ranking_service(tmp_path, None, module_topics, "--request-log", str(tmp_path / "requests")) as fuzzed:
+        promoted(fuzzed)
+        fire(fuzzed.address, seed=7, calls=600)
+        assert fuzzed.process.poll() is None and "Traceback" not in fuzzed.log.read_text()
 
 
 def test_metrics_count_what_was_asked(service: Service, client: RankingClient) -> None:
