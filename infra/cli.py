@@ -35,7 +35,7 @@ app.add_typer(weights.app, name="weights")
 app.add_typer(rules.app, name="rules")
 app.add_typer(experiments.app, name="experiments")
 app.command()(requests.why)
-app.command()(requests.replay_request)
+app.command("replay-request")(requests.replay_request)
 console = Console(highlight=False, soft_wrap=True)
 
 

@@ -152,11 +152,6 @@ class Settings(BaseSettings):
         return self.var_dir / "logs"
 
     @property
-    def request_log_dir(self) -> Path:
-        """The last day's requests, as the ranking service keeps them."""
-        return self.var_dir / "request-log"
-
-    @property
     def kafka_dir(self) -> Path:
         """The broker's files."""
         return self.var_dir / "kafka"
