@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """What training tasks hand to one another."""
     feature_repo_dir: Path = _below_var("feature-repo")
     """Feast's repository: `feature_store.yaml` and its registry."""
+    quality_limits: Path = _below_var("quality.toml")
+    """What the quality gates allow (`features.quality_limits`); without the file, their defaults."""
     experiments_file: Path = _below_var("experiments.toml")
     """Experiments of the ranking service; none without the file. An example: infra/serving/experiments.toml."""
     dags_dir: Path = ROOT / "dags"
@@ -160,6 +162,11 @@ class Settings(BaseSettings):
     def airflow_home(self) -> Path:
         """Airflow's metadata, secrets and task logs."""
         return self.var_dir / "airflow"
+
+    @property
+    def data_docs_dir(self) -> Path:
+        """The quality gates' Data Docs, one site a gate."""
+        return self.var_dir / "data_docs"
 
     @property
     def flink_checkpoints_dir(self) -> Path:

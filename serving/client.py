@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from features.events import Event
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
+from serving.tls import ClientTls
 from serving.trace_context import trace_metadata
 
 DEFAULT_TIMEOUT_S = 1.0
@@ -22,16 +23,18 @@ _RETRY = (
     '"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, '
     '"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}'
 )
-"""All calls may be sent again: they only read, or send events whose ids make them count once. gRPC adds jitter to the
-backoff."""
+"""All calls may be sent again, within the deadline: they only read, or send events whose ids make them count once.
+gRPC adds jitter to the backoff, and waits as long as the service says in `grpc-retry-pushback-ms` (gRFC A6)."""
 
 
 class RankingError(RuntimeError):
     """The service refused or did not answer; `code` is the gRPC status's name, such as `INVALID_ARGUMENT`."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_ms: int | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.retry_after_ms = retry_after_ms
+        """After how long the service would take the call again, where it says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +137,24 @@ class FeedbackResult:
 class RankingClient:
     """One channel to one service; safe for use by several threads. Close it, or use it as a context manager."""
 
-    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """`address` is `host:port`. Connects at the first call."""
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        *,
+        api_key: str = "",
+        tls: ClientTls | None = None,
+    ) -> None:
+        """`address` is `host:port`; `api_key` goes with each call; without `tls` the connection is in the clear.
+
+        Connects at the first call. Raises `TlsError` when a file cannot be used.
+        """
         options = (("grpc.service_config", _RETRY), ("grpc.enable_retries", 1))
-        self._channel = grpc.insecure_channel(address, options=options)
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.secure_channel(address, tls.credentials(), options=options)
+        self._key = (("x-api-key", api_key),) if api_key else ()
         self._stub = ranking_pb2_grpc.RankingServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._timeout_s = timeout_s
@@ -274,9 +291,11 @@ class RankingClient:
         """The method's own answer message; grpcio knows no types of a method."""
         try:
             timeout_s = self._timeout_s if timeout_s is None else timeout_s
-            return method(request, timeout=timeout_s, metadata=trace_metadata())
+            return method(request, timeout=timeout_s, metadata=(*self._key, *trace_metadata()))
         except grpc.RpcError as error:
-            raise RankingError(error.code().name, error.details() or "no details") from error
+            hint = dict(error.trailing_metadata() or ()).get("retry-after-ms")
+            retry_after_ms = None if hint is None else int(hint)
+            raise RankingError(error.code().name, error.details() or "no details", retry_after_ms) from error
 
 
 def _slate(slate: pb.Slate) -> Slate:

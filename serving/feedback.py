@@ -59,8 +59,17 @@ class _Batch:
 class Feedback:
     """Sends events to the events topic and waits for Kafka without blocking the event loop."""
 
-    def __init__(self, bootstrap_servers: str, topic: str, metrics: Metrics, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        metrics: Metrics,
+        clock_ms: Callable[[], int],
+        erased: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """`erased` says of which users nothing is taken (`serving.door`)."""
         self._topic = topic
+        self._erased = erased
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._stop = Event()
@@ -126,6 +135,9 @@ class Feedback:
                 checked = parse_event(event_json(event), self._clock_ms())
             except ContractError as error:
                 batch.settle(index, str(error), broken=True)
+                continue
+            if self._erased(checked.user_id):
+                batch.settle(index, "user_id: this user was erased; nothing of them is taken.", broken=True)
                 continue
             try:
                 key, on_delivery = checked.user_id.encode(), partial(_settle, batch, index)

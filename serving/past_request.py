@@ -44,7 +44,7 @@ from serving.retrieve import Retrieved
 from serving.score import Scored, assemble
 from serving.slate_record import unpacked
 from serving.users import unknown_user
-from serving.view import LiveView
+from serving.view import AlignedFeatures, LiveView
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Float64s = npt.NDArray[np.float64]
@@ -226,13 +226,17 @@ def _view(record: SlateRecord, bundle: Bundle, table: ItemTable, arrays: Arrays,
     for name, feature in (("clicks_C", "item_clicks_7d"), ("impressions_C", "item_impressions_7d")):
         if name in arrays:  # as they were before they were rounded to the ranker's float32
             values[Entity.ITEM][item_index_C, names[Entity.ITEM].index(feature)] = arrays[name]
+    aligned = {
+        entity: AlignedFeatures(values_XF=values_XF, row_N=np.arange(len(values_XF)))
+        for entity, values_XF in values.items()
+    }
     return LiveView(
         bundle=bundle,
         item_table=table,
         snapshot_instant_ms=record.snapshot_instant_ms,
-        item_IF=values[Entity.ITEM],
-        creator_RF=values[Entity.CREATOR],
-        category_AF=values[Entity.CATEGORY],
+        items=aligned[Entity.ITEM],
+        creators=aligned[Entity.CREATOR],
+        categories=aligned[Entity.CATEGORY],
         trending_score_I=None,
         impressions_I=None,
     )

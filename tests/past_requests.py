@@ -13,6 +13,7 @@ import numpy as np
 
 from features.events import EventType
 from features.items import Item
+from features.specs import Entity, features_of
 from features.user_state import Interaction, UserState
 from models.bundle import Bundle
 from serving.answer import Answer
@@ -26,7 +27,7 @@ from serving.rerank import RerankConfig
 from serving.rules import NO_RULES, Rules, read_rules
 from serving.stages import Progress
 from serving.users import unknown_user
-from serving.view import LiveView
+from serving.view import AlignedFeatures, LiveView
 from tests.serving_bundle import START_MS, tiny_items
 
 NOW_MS = START_MS + 60_000
@@ -69,8 +70,18 @@ def live_view(bundle: Bundle, seed: int = 0) -> LiveView:
     live.apply_items([item.to_json() for item in changed_items()])
     assert live.view is not None
     rng, view = np.random.default_rng(seed), live.view
-    drawn = {name: rng.gamma(0.5, 3.0, getattr(view, name).shape) for name in ("item_IF", "creator_RF", "category_AF")}
-    return replace(view, **drawn)
+
+    def drawn(entity: Entity, names: int) -> AlignedFeatures:
+        values_XF = rng.gamma(0.5, 3.0, (names, len(features_of(entity)))).astype(np.float32)
+        return AlignedFeatures(values_XF=values_XF, row_N=np.arange(names))
+
+    table = view.item_table
+    return replace(
+        view,
+        items=drawn(Entity.ITEM, len(table)),
+        creators=drawn(Entity.CREATOR, len(table.creators)),
+        categories=drawn(Entity.CATEGORY, len(table.categories)),
+    )
 
 
 def user(**changed: Any) -> UserState:

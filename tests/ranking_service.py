@@ -31,6 +31,11 @@ class Service:
     log: Path
     topics: Topics
 
+    @property
+    def shared_dir(self) -> Path:
+        """What its processes share, as `serving.options` says."""
+        return Path("/dev/shm") / f"millrace-serving-{self.address.rsplit(':', 1)[1]}"
+
     def metric(self, line_start: str) -> float:
         text = httpx.get(self.metrics_url, timeout=5).text
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))

@@ -94,7 +94,7 @@ def test_an_unknown_user_gets_a_slate(service: Service, client: RankingClient) -
     assert slate.bundle_id == champion_id(service.bundles) and slate.experiment_arm == "millrace" and not slate.degraded
     assert slate.newest_event_time_ms is None
     assert set(slate.items[0].head_probabilities) == {"click", "completion", "like", "share", "hide", "watch_fraction"}
-    assert set(slate.stage_ms) == {"hydrate", "retrieve", "filter", "score", "rerank", "side_effects"}
+    assert set(slate.stage_ms) == {"admit", "hydrate", "retrieve", "filter", "score", "rerank", "side_effects"}
 
 
 def test_the_wire_contract_is_reflected(service: Service) -> None:
@@ -179,7 +179,7 @@ def test_slates_land_in_kafka(service: Service, client: RankingClient, kafka_bro
     assert [item.item_id for item in record.items] == [item.item_id for item in sent.items]
     assert [item.propensity for item in record.items] == pytest.approx([item.propensity for item in sent.items])
     assert len(record.candidates) == sent.candidates_scored > 50
-    assert "item_ctr_7d" in record.items[0].features and "user_ctr_7d" in record.user_features
+    assert "item_ctr_7d" in record.item_features(0) and "user_ctr_7d" in record.user_features
     wait_for(lambda: service.metric('ranking_slates_total{fate="sent"}') >= 1, "the count of sent slates")
 
 
@@ -292,7 +292,7 @@ def test_too_many_at_once_are_shed(tmp_path: Path, module_topics: Topics) -> Non
             codes = [future.code() for future in futures]
         assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
         shed = next(future for future in futures if future.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
-        assert dict(shed.trailing_metadata())["retry-after-ms"] == "50"
+        assert int(dict(shed.trailing_metadata())["retry-after-ms"]) > 0
 
 
 def test_without_store_and_kafka_it_serves_what_is_popular(tmp_path: Path, module_topics: Topics) -> None:

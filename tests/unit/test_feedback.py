@@ -107,3 +107,12 @@ def test_five_hundred_at_most_and_none_at_all(feedback: Feedback) -> None:
     assert _take(feedback) == pb.FeedbackResponse()
     with pytest.raises(RequestError, match="events: got '501 events'; allowed: at most 500"):
         _take(feedback, *[_event()] * 501)
+
+
+def test_nothing_is_taken_of_an_erased_user(metrics: Metrics) -> None:
+    made = Feedback(NO_BROKER, "events", metrics, lambda: NOW_MS, erased=lambda user_id: user_id == "gone")
+    try:
+        answer = _take(made, _event(EventType.LIKE, user_id="gone"))
+    finally:
+        made.close()
+    assert answer.accepted == 0 and "was erased" in answer.refused[0].reason and not answer.refused[0].retry

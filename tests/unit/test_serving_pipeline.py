@@ -226,7 +226,7 @@ def test_a_ranker_that_breaks_leaves_the_order_of_retrieval(view: LiveView, bund
 
 def test_past_the_deadline_there_is_still_a_slate(view: LiveView) -> None:
     answer = _recommend(view, progress=_progress(left_s=-1.0))
-    assert set(_stages(answer)) == {"retrieve", "score", "rerank"}
+    assert set(_stages(answer)) == {"hydrate", "retrieve", "score", "rerank"}
     assert len(_ids(answer)) == 10
 
 
