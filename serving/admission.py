@@ -103,7 +103,7 @@ class Admission:
         """When a refused request may find a place: the time in which what is under way is worked off, give or take
         half, so that those who are refused together do not come back together.
         """
-        expected_ms = self.service_ms * self.in_flight / self.config.workers
+        expected_ms = self.service_ms * max(self.in_flight, 1) / self.config.workers
         return min(max(round(expected_ms * self._jitter.uniform(0.5, 1.5)), 1), MAX_RETRY_MS)
 
     def _smooth(self, wait_ms: float, speaks_for_ms: float) -> None:

@@ -87,16 +87,23 @@ class Callers:
 
 def read_callers(file: Path) -> Callers:
     """Reads and checks a callers file. Raises `CallersError`."""
-    return Callers({bytes.fromhex(digest): caller for caller in parsed(file) for digest in caller.key_sha256})
+    callers = callers_of(read_text(file), file)
+    return Callers({bytes.fromhex(digest): caller for caller in callers for digest in caller.key_sha256})
 
 
-def parsed(file: Path) -> list[Caller]:
-    """The callers of a file in their order. Raises `CallersError`."""
+def read_text(file: Path) -> str:
+    """The file's text. Raises `CallersError`."""
     try:
-        found = tomllib.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
         raise CallersError(f"callers {file} cannot be read: {error}; give a TOML file.") from None
+
+
+def callers_of(text: str, file: Path) -> list[Caller]:
+    """The callers of a file's text in their order. Raises `CallersError`, which names the file."""
     try:
-        return checked(_File, found, f"callers {file}").caller
+        return checked(_File, tomllib.loads(text), f"callers {file}").caller
+    except tomllib.TOMLDecodeError as error:
+        raise CallersError(f"callers {file} cannot be read: {error}; give a TOML file.") from None
     except RefusalError as error:
         raise CallersError(str(error)) from None

@@ -134,6 +134,14 @@ class FeedbackResult:
     refused: tuple[EventRefusal, ...]
 
 
+def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
+    """A connection that retries; without `tls` in the clear. Raises `TlsError` when a file cannot be used."""
+    options = (("grpc.service_config", _RETRY), ("grpc.enable_retries", 1))
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, tls.credentials(), options=options)
+
+
 class RankingClient:
     """One channel to one service; safe for use by several threads. Close it, or use it as a context manager."""
 
@@ -149,11 +157,7 @@ class RankingClient:
 
         Connects at the first call. Raises `TlsError` when a file cannot be used.
         """
-        options = (("grpc.service_config", _RETRY), ("grpc.enable_retries", 1))
-        if tls is None:
-            self._channel = grpc.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.secure_channel(address, tls.credentials(), options=options)
+        self._channel = open_channel(address, tls)
         self._key = (("x-api-key", api_key),) if api_key else ()
         self._stub = ranking_pb2_grpc.RankingServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health = health_pb2_grpc.HealthStub(self._channel)

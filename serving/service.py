@@ -62,6 +62,8 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         self._feedback = feedback
         self._admission = Admission(admission, perf_counter)
         self._workers = Workers(self._admission, self._count_in_flight)
+        self._aside_in_flight = 0
+        """Explain and Feedback, which wait for the log and for Kafka and take no pipeline thread."""
         self._last_request_s = perf_counter()
 
     async def Recommend(  # noqa: N802 - gRPC's name
@@ -104,7 +106,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
 
     def quiet_s(self) -> float:
         """Seconds since the last request came or was answered; 0 while one is under way."""
-        return 0.0 if self._admission.in_flight else perf_counter() - self._last_request_s
+        return 0.0 if self._admission.in_flight or self._aside_in_flight else perf_counter() - self._last_request_s
 
     def close(self) -> None:
         """Ends the worker threads; call it after the server has stopped."""
@@ -147,16 +149,24 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         return seen.slate
 
     async def _aside(self, context: grpc.aio.ServicerContext, work: Callable[[float], Awaitable[Answered]]) -> Answered:
-        """Runs what is no ranking, and needs no bundle, within the caller's deadline."""
+        """Runs what is no ranking, and needs no bundle, within the caller's deadline; as many at once as slates."""
         self._last_request_s = perf_counter()
+        if self._aside_in_flight >= self._admission.config.max_in_flight:
+            self._metrics.shed.inc()
+            why = f"{self._aside_in_flight} requests are under way"
+            await refuse_for_now(context, why, self._admission.retry_after_ms())
         left_s = context.time_remaining()
         left_s = DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)
+        self._aside_in_flight += 1
         try:
             return await work(left_s - ANSWER_RESERVE_S)
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except CallError as error:
             await context.abort(error.code, str(error))
+        finally:
+            self._aside_in_flight -= 1
+            self._last_request_s = perf_counter()
         raise AssertionError  # abort has raised
 
     def _admit(self, progress: Progress) -> None:

@@ -80,8 +80,7 @@ class Upkeep:
                 stop.wait(1.0)
         if tail is not None:
             tail.close()
-        if self._store is not None:
-            self._store.close()
+        self._close_store()
 
     def _tail(self, offsets: dict[int, int]) -> TopicTail | None:
         if self._bootstrap_servers is None:
@@ -115,6 +114,11 @@ class Upkeep:
         _log.info("item features of version %s loaded from %d tile rows", version, len(self._snapshot))
         return offsets
 
+    def _close_store(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
     def _followed(self, tail: TopicTail | None) -> TopicTail | None:
         """The tail to read from now on: a new one where the store names another version. The old goes on till then."""
         try:
@@ -124,6 +128,7 @@ class Upkeep:
             offsets = self._load_version(version)
         except Exception as error:  # noqa: BLE001 - the next turn tries again
             _log.warning("cannot see which version of the features to use: %s", error)
+            self._close_store()  # to be opened anew: its file may have been replaced
             return tail
         self._finalise_all()
         if tail is not None:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import grpc
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from typer.testing import CliRunner
 
@@ -389,20 +390,45 @@ def test_without_store_and_kafka_it_serves_what_is_popular(tmp_path: Path, modul
         wait_for(lambda: "hydrate" not in client.recommend("somebody", 10).degraded, "the store, once it is there")
 
 
-def test_sigterm_answers_what_is_under_way(tmp_path: Path, module_topics: Topics) -> None:
+def _keeps_asking(address: str, stopping: Event, codes: list[str]) -> None:
+    """Asks until the service's health says to go, as callers behind a balancer do; notes every status."""
+    with RankingClient(address, 5.0) as client:
+        while not stopping.is_set():
+            try:
+                codes.append("OK" if client.recommend("u", 20).items else "empty")
+            except RankingError as error:
+                codes.append(error.code)
+
+
+def test_sigterm_fails_no_request(tmp_path: Path, module_topics: Topics) -> None:
+    """Callers who never pause, and some whose requests are all under way, until health says that it ends."""
     with ranking_service(tmp_path, None, module_topics) as ending:
         promoted(ending)
+        stopping, codes = Event(), [[] for _ in range(4)]
+        callers = [Thread(target=_keeps_asking, args=(ending.address, stopping, got)) for got in codes]
+        for caller in callers:
+            caller.start()
         with grpc.insecure_channel(ending.address) as channel:
             from serving import ranking_pb2 as pb
             from serving import ranking_pb2_grpc
 
             stub = ranking_pb2_grpc.RankingServiceStub(channel)
+            watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+            wait_for(lambda: all(len(got) >= 20 for got in codes), "every caller's answers")
             items = [item.item_id for item in tiny_items()]
-            stub.Rank(pb.RankRequest(user_id="u", item_ids=items), timeout=5)
             under_way = [stub.Rank.future(pb.RankRequest(user_id="u", item_ids=items), timeout=5) for _ in range(8)]
             ending.process.send_signal(signal.SIGTERM)
+            before = [len(got) for got in codes]
+            while next(watched).status == health_pb2.HealthCheckResponse.SERVING:
+                continue
+            wait_for(lambda: all(len(got) > n for got, n in zip(codes, before, strict=True)), "answers after SIGTERM")
+            stopping.set()
             assert {future.code() for future in under_way} == {grpc.StatusCode.OK}
-        assert ending.process.wait(15) == 0
+        for caller in callers:
+            caller.join(10)
+        assert {code for got in codes for code in got} == {"OK"}
+        assert ending.process.wait(20) == 0
 
 
 @pytest.mark.parametrize(

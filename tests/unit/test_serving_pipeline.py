@@ -297,3 +297,35 @@ def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> 
 def test_a_bundle_that_cannot_answer_does_not_pass_the_warm_up(view: LiveView, bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="cannot answer: RuntimeError: broken"):
         warm_up(replace(view, bundle=replace(bundle, sources={"als": Failing()})))
+
+
+def test_a_busy_service_scores_fewer_candidates_and_says_how_many(view: LiveView) -> None:
+    whole = to_proto(_recommend(view)).candidates_scored
+    scored = []
+    for share in (1.0, 0.05, 0.0):
+        progress = _progress()
+        progress.share = share
+        slate = to_proto(_recommend(view, progress=progress))
+        scored.append(slate.candidates_scored)
+        assert len(slate.items) == 10 and [note.stage for note in slate.degraded] == ["admit"] * (share < 1)
+    assert scored == [whole, 110, 100] and whole > 110
+    progress = _progress()
+    progress.share = 0.0
+    slate = to_proto(_recommend(view, progress=progress, config=PLAIN, count=150))
+    assert len(slate.items) == 150, "never fewer than were asked for"
+    assert slate.degraded[0].reason.startswith("the service is busy: ")
+
+
+def test_scoring_that_would_end_late_is_cut_or_left_out(view: LiveView) -> None:
+    """The ranker takes 5 ms a candidate by what it has cost, and there are 300 ms: for 48 with some headroom."""
+    pipeline = Pipeline(users=Users(), slates=None, config=PLAIN, clock_ms=lambda: NOW_MS)
+    for _ in range(50):
+        pipeline._score_cost.observe(view.bundle.bundle_id, 100, 500.0)
+    cut = pipeline.recommend(view, _query(), _progress(0.3))
+    assert 40 <= len(cut.item_index_C) <= 50 and _stages(cut) == ["score"] and cut.scored.probabilities
+    asked = tuple(item.item_id for item in reversed(tiny_items()))
+    named = pipeline.rank(view, _query(item_ids=asked, count=len(asked), explore=False), _progress(0.3))
+    assert _stages(named) == ["score"] and not named.scored.probabilities
+    assert _ids(named) == list(asked), "Rank drops nothing: the order is the caller's"
+    plenty = pipeline.recommend(view, _query(), _progress(10.0))
+    assert not plenty.progress.degraded
