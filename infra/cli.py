@@ -48,7 +48,7 @@ app.add_typer(rules.app, name="rules")
 app.add_typer(callers.app, name="callers")
 app.add_typer(experiments.app, name="experiments")
 app.command()(requests.why)
-app.command()(requests.replay_request)
+app.command("replay-request")(requests.replay_request)
 app.command()(lineage.lineage)
 console = Console(highlight=False, soft_wrap=True)
 
