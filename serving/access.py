@@ -9,16 +9,17 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from serving.callers import CallersError, read_callers
 from serving.gate import Gate
 from serving.guard_metrics import GuardMetrics
 from serving.rates import Rates, shared_rates
-from serving.tls import ServerTls
+from serving.tls import ServerTls, TlsError
 
 RATE_STORES = ("redis", "rediss", "redis+unix")
 
 
 class AccessError(ValueError):
-    """Flags that do not go together, in one sentence."""
+    """Flags that do not go together, or a file that cannot be used, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,22 @@ class AccessConfig:
     rate_store: str = ""
     """URL of a Redis that processes share; empty: each process counts by itself."""
 
-    def credentials(self) -> grpc.ServerCredentials | None:
-        """Of the port; None without TLS. Raises `TlsError`."""
-        return None if self.tls is None else self.tls.credentials()
+    def check(self) -> None:
+        """Reads every file. Raises `AccessError` for one that the service cannot start with."""
+        try:
+            if self.tls is not None:
+                self.tls.credentials()
+            if self.callers is not None:
+                read_callers(self.callers)
+        except (TlsError, CallersError) as error:
+            raise AccessError(str(error)) from error
+
+    def add_port(self, server: grpc.aio.Server, address: str) -> None:
+        """Has the server listen at `host:port`. Raises `RuntimeError` when it cannot, `TlsError` for a bad file."""
+        if self.tls is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, self.tls.credentials())
 
     def gate(self, metrics: GuardMetrics, monotonic_s: Callable[[], float], clock_ms: Callable[[], int]) -> Gate:
         """The interceptor. Raises `CallersError`."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serving.access import AccessError
 from serving.logs import log_as_json
 from serving.options import ServerConfig, parse_arguments
 from serving.processes import Processes, StartError, reserve_port
@@ -22,6 +23,10 @@ from serving.processes import Processes, StartError, reserve_port
 
 async def serve(config: ServerConfig, flags: Sequence[str]) -> bool:
     """Runs the service until SIGTERM or SIGINT; False when a child could not start. Raises `StartError`."""
+    try:
+        config.access.check()
+    except AccessError as error:
+        raise StartError(str(error)) from error
     with reserve_port(config.host, config.port):
         _fresh_shared_dir(config)
         try:

@@ -23,16 +23,13 @@ from grpc_reflection.v1alpha import reflection
 from features.backends import Backend, open_backend
 from features.repo import store_location
 from serving import ranking_pb2, ranking_pb2_grpc
-from serving.access import AccessConfig
 from serving.admission import AdmissionConfig
 from serving.bundles import BundleWatcher
-from serving.callers import CallersError
 from serving.decoding import UndecodableRequests
 from serving.door import Door
 from serving.explain import Explainer
 from serving.feedback import Feedback
 from serving.follower import Follower
-from serving.gate import Gate
 from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -50,7 +47,6 @@ from serving.service import RankingServicer
 from serving.shadow import ShadowScorer
 from serving.slate_log import SlateLog
 from serving.snapshot_files import SnapshotReader
-from serving.tls import TlsError
 from serving.topic_tail import TopicTail
 from serving.transport import SERVER_OPTIONS
 from serving.users import UserReader
@@ -135,7 +131,7 @@ class Worker:
             clock_ms=clock_ms,
         )
         self._tracer = _tracer(config, self._metrics)
-        self._gate = _gate(config.access, self._metrics, clock_ms)
+        self._gate = config.access.gate(self._metrics.guard, perf_counter, clock_ms)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
 
@@ -163,7 +159,7 @@ class Worker:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            _add_port(server, config)
+            config.access.add_port(server, f"{config.host}:{config.port}")
         except RuntimeError as error:
             raise StartError(f"port {config.port} of {config.host} cannot be used ({error}).") from error
         await server.start()
@@ -228,25 +224,6 @@ def _watched_rules(file: Path | None, on_switch: Callable[[str], None]) -> Rules
         return RulesWatcher(file, on_switch)
     except RulesError as error:
         raise StartError(f"{error} The service does not start without the rules that it is given.") from error
-
-
-def _gate(access: AccessConfig, metrics: Metrics, clock_ms: Callable[[], int]) -> Gate:
-    try:
-        return access.gate(metrics.guard, perf_counter, clock_ms)
-    except CallersError as error:
-        raise StartError(f"{error} The service does not start without the callers that it is given.") from error
-
-
-def _add_port(server: grpc.aio.Server, config: ServerConfig) -> None:
-    address = f"{config.host}:{config.port}"
-    try:
-        credentials = config.access.credentials()
-    except TlsError as error:
-        raise StartError(str(error)) from error
-    if credentials is None:
-        server.add_insecure_port(address)
-    else:
-        server.add_secure_port(address, credentials)
 
 
 def _tracer(config: ServerConfig, metrics: Metrics) -> "OtlpTracer | None":

@@ -21,8 +21,9 @@ from serving.gate import Gate
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
+from serving.processes import StartError
 from serving.rates import LEAVE_ALONE_S, Rates, shared_rates
-from serving.server import parse_arguments
+from serving.server import parse_arguments, serve
 from serving.tls import ClientTls, ServerTls, TlsError
 from serving.transport import MAX_MESSAGE_BYTES
 from serving.users import unknown_user
@@ -339,6 +340,15 @@ def test_flags_that_do_not_go_together(flags: tuple[str, ...], said: str, capsys
 )
 def test_where_it_may_listen(flags: tuple[str, ...]) -> None:
     parse_arguments(_flags(*flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(("--callers", "nowhere.toml"), "nowhere.toml"), (("--tls-cert", "no.pem", "--tls-key", "no.key"), "no.pem")],
+)
+def test_the_service_does_not_start_with_files_that_it_cannot_use(flags: tuple[str, ...], said: str) -> None:
+    with pytest.raises(StartError, match=f"{said} cannot be read"):
+        asyncio.run(serve(parse_arguments(_flags(*flags)), ()))
 
 
 def test_the_rate_stores_password_comes_from_a_file(tmp_path: Path) -> None:
