@@ -125,7 +125,7 @@ def _explain(message: Message) -> frozenset[str]:
 def _feedback(message: Message) -> frozenset[str]:
     """Events that break the contract are refused one by one; without Kafka none of the others is taken."""
     assert isinstance(message, pb.FeedbackRequest)
-    return frozenset({OK, UNAVAILABLE}) if len(message.events) <= 500 else frozenset({INVALID, UNAVAILABLE})
+    return frozenset({OK, UNAVAILABLE}) if len(message.events) <= 500 else frozenset({INVALID})
 
 
 _ALLOWED: dict[str, Callable[[Message], frozenset[str]]] = {

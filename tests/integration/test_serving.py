@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event as Flag
+from threading import Thread
 
 import grpc
 import pytest
@@ -399,7 +400,7 @@ def test_without_store_and_kafka_it_serves_what_is_popular(tmp_path: Path, modul
         wait_for(lambda: "hydrate" not in client.recommend("somebody", 10).degraded, "the store, once it is there")
 
 
-def _keeps_asking(address: str, stopping: Event, codes: list[str]) -> None:
+def _keeps_asking(address: str, stopping: Flag, codes: list[str]) -> None:
     """Asks until the service's health says to go, as callers behind a balancer do; notes every status."""
     with RankingClient(address, 5.0) as client:
         while not stopping.is_set():
@@ -413,7 +414,7 @@ def test_sigterm_fails_no_request(tmp_path: Path, module_topics: Topics) -> None
     """Callers who never pause, and some whose requests are all under way, until health says that it ends."""
     with ranking_service(tmp_path, None, module_topics) as ending:
         promoted(ending)
-        stopping, codes = Event(), [[] for _ in range(4)]
+        stopping, codes = Flag(), [[] for _ in range(4)]
         callers = [Thread(target=_keeps_asking, args=(ending.address, stopping, got)) for got in codes]
         for caller in callers:
             caller.start()
