@@ -23,7 +23,8 @@ with DAG(
 One immutable directory with one manifest: what is promoted, served and rolled back as one.
 
 ### Inputs
-The latest runs of `train_candidates` and `train_ranker` in the workspace (asset `ranker`).
+The latest runs of `train_candidates` and `train_ranker` in the workspace (asset `ranker`); the newest report of
+`feature_parity`, if there is one.
 
 ### Outputs
 A directory below the bundles' root, a version in MLflow's registry, and `champion.json`, replaced in one step; the
@@ -43,5 +44,5 @@ champion stays what it was; `millrace models show challenger` has the verdict, `
     BashOperator(
         task_id="promote",
         outlets=[BUNDLE],
-        **python_job("models.promote", "--workspace", "--bundles", "--tracking-uri"),
+        **python_job("models.promote", "--workspace", "--bundles", "--tracking-uri", "--parity-report"),
     )

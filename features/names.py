@@ -76,6 +76,8 @@ class LakeTables:
     """Prefix of the finalised windowed features, one table a Feast view."""
     examples: str = "gold/examples"
     """Training examples: one row an impression, features point in time, labels."""
+    feature_parity: str = "gold/feature_parity"
+    """One row a run and feature: how often the served value was not the one that point-in-time recomputation gives."""
     erased_users: str = "erased_users"
     """Digests of erased users (`features.erasure`), whose records the ingest refuses, and since when."""
     quarantine: str = "quarantine"

@@ -28,6 +28,8 @@ DAG_IDS = (
     "promote_bundle",
 )
 """From the broker to the promoted bundle: a triggered `lake_ingest` sets off all the others by their assets."""
+WATCH_DAG_IDS = ("feature_parity",)
+"""Beside that chain: they judge what is served."""
 UPKEEP_DAG_IDS = ("backfill", "erase_user", "maintenance")
 """Beside that chain: triggered, or on a schedule of their own."""
 BACKFILL_STEPS = ("day_tiles", "offline_features", "training_examples", "quality")
@@ -216,6 +218,7 @@ def place(flag: str) -> str:
         "--bundles": str(settings.bundles_dir),
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
+        "--parity-report": str(settings.parity_report),
         "--also": str(settings.workspace_dir),
         "--reports": str(settings.erasures_dir),
         "--retention": str(settings.retention_file),

@@ -14,7 +14,19 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from features.clock import wall_clock_ms
-from infra.commands import CommandError, callers, evaluate, experiments, models, requests, rules, say, train, weights
+from infra.commands import (
+    CommandError,
+    callers,
+    evaluate,
+    experiments,
+    lineage,
+    models,
+    requests,
+    rules,
+    say,
+    train,
+    weights,
+)
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
@@ -36,7 +48,8 @@ app.add_typer(rules.app, name="rules")
 app.add_typer(callers.app, name="callers")
 app.add_typer(experiments.app, name="experiments")
 app.command()(requests.why)
-app.command()(requests.replay_request)
+app.command("replay-request")(requests.replay_request)
+app.command()(lineage.lineage)
 console = Console(highlight=False, soft_wrap=True)
 
 

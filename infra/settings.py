@@ -196,6 +196,11 @@ class Settings(BaseSettings):
         return self.var_dir / "spark-checkpoints"
 
     @property
+    def parity_report(self) -> Path:
+        """The newest report of the feature_parity DAG, which promotions read."""
+        return self.var_dir / "reports" / "feature_parity.json"
+
+    @property
     def request_log_dir(self) -> Path:
         """What the ranking service remembers of its answers, for a day."""
         return self.var_dir / "request-log"

@@ -50,6 +50,12 @@ class GateLimits(BaseModel):
     """A head with fewer defined labels than this is told, but not judged."""
     score_500_ms: float = Field(default=SCORE_500_BUDGET_MS, gt=0)
     """Greatest median CPU time of scoring 500 candidates with the bundle's ranker on one thread."""
+    parity_max_share: float = Field(default=0.01, ge=0, le=1)
+    """Greatest share of served values of one feature that are not what point-in-time recomputation gives."""
+    parity_min_rows: int = Field(default=50, ge=1)
+    """A feature with fewer rows compared than this is told, but not judged."""
+    parity_max_age_h: float = Field(default=48.0, gt=0)
+    """A report of `feature_parity` that is older, in hours, refuses: the job has failed since."""
 
     @field_validator("max_ece")
     @classmethod

@@ -17,6 +17,7 @@ from models.bundle_writer import build_bundle
 from models.champions import promotion_lock
 from models.evaluate_bundle import read_test_examples
 from models.gates import DEFAULT_LIMITS, GateLimits, GateResult, refusal_of
+from models.parity_gate import parity_gate
 from models.promotion import decide, judge, mend
 from models.registry import Registry
 from models.value import DEFAULT_WEIGHTS, checked_weights
@@ -32,6 +33,7 @@ def promote(
     weights: dict[str, float] | None,
     now_ms: int,
     limits: GateLimits = DEFAULT_LIMITS,
+    parity_report: Path | None = None,
 ) -> dict[str, Any]:
     """Builds, registers, judges and promotes; returns the report, whose `promoted` says how it ended."""
     started = time.monotonic()
@@ -40,7 +42,7 @@ def promote(
     with promotion_lock(bundles_dir):
         chosen = present_weights(bundles_dir) if weights is None else weights
         path = build_bundle(workspace, ranker_run, bundles_dir, chosen, now_ms)
-        verdict = judge(bundles_dir, path, rows, limits)
+        verdict = judge(bundles_dir, path, rows, limits, [parity_gate(parity_report, now_ms, limits)])
         registry = Registry(tracking_uri)
         mend(registry, workspace, bundles_dir)
         report = decide(registry, workspace, path, verdict, now_ms)
@@ -73,13 +75,14 @@ def main() -> None:
     parser.add_argument("--tracking-uri", required=True, help="MLflow's, such as sqlite:////var/mlflow.db")
     parser.add_argument("--weights", type=Path, help="JSON file of value weights by head (default: the champion's)")
     parser.add_argument("--limits", type=Path, help="JSON file of models.gates.GateLimits' fields")
+    parser.add_argument("--parity-report", type=Path, help="the newest report of batch/feature_parity.py")
     parser.add_argument("--now-ms", type=int, help="when the bundle is made (default: the wall clock)")
     parser.add_argument("--report", type=Path, help="also write the report there")
     flags = parser.parse_args()
     now_ms = flags.now_ms if flags.now_ms is not None else time.time_ns() // 1_000_000
     weights = read_weights(flags.weights) if flags.weights else None
     limits = GateLimits.read(flags.limits)
-    report = promote(flags.workspace, flags.bundles, flags.tracking_uri, weights, now_ms, limits)
+    report = promote(flags.workspace, flags.bundles, flags.tracking_uri, weights, now_ms, limits, flags.parity_report)
     if flags.report:
         atomic_json(flags.report, report)
     if not report["promoted"]:

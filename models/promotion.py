@@ -120,8 +120,11 @@ def ensure_registered(registry: Registry, workspace: Path, path: Path) -> str:
     return registry.register(bundle_id, path, run_id or None, tags)
 
 
-def judge(bundles_dir: Path, path: Path, rows: pa.Table | None, limits: GateLimits) -> Verdict:
-    """Puts the bundle in the directory to every gate, beside the champion on the same rows.
+def judge(
+    bundles_dir: Path, path: Path, rows: pa.Table | None, limits: GateLimits, known: Sequence[GateResult] = ()
+) -> Verdict:
+    """Puts the bundle in the directory to every gate, beside the champion on the same rows; `known` are verdicts that
+    were found elsewhere.
 
     Gains of slates are by the challenger's own value weights: they say what is wanted from now on. Raises
     `BundleError` when the bundle does not verify.
@@ -132,10 +135,10 @@ def judge(bundles_dir: Path, path: Path, rows: pa.Table | None, limits: GateLimi
     bundle = Bundle.load(path)
     if rows is None:
         missing = GateResult(gate="examples", passed=False, detail=NO_EXAMPLES)
-        return Verdict(gates=[*serving_gates(bundle, limits), missing], champion=champion_id(bundles_dir))
+        return Verdict(gates=[*serving_gates(bundle, limits), missing, *known], champion=champion_id(bundles_dir))
     quality = evaluate_bundle(bundle, rows, bundle.value_weights)
     champion, champions, why = _champion(bundles_dir, rows, bundle.value_weights)
-    gates = run_gates(bundle, quality, champions, limits, why)
+    gates = [*run_gates(bundle, quality, champions, limits, why), *known]
     return Verdict(gates=gates, quality=quality, champion=champion, champion_quality=champions)
 
 

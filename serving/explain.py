@@ -16,7 +16,6 @@ from serving import ranking_pb2 as pb
 from serving.answer import contributions, proto_move
 from serving.call_error import CallError
 from serving.past_request import PastRequest, PastRequestError, past_request
-from serving.query import check_explain
 from serving.request_log import RequestLogError, RequestLogReader
 from serving.stages import STAGES
 from serving.trace import Trace, trace
@@ -56,10 +55,9 @@ class Explainer:
     def explain(self, request: pb.ExplainRequest, until_s: float) -> pb.RequestExplanation:
         """The explanation, with the needed scores that can be found until then (by `perf_counter`).
 
-        Raises `RequestError` for a field that is not allowed; `CallError` NOT_FOUND for a request that the log does not
-        have, or that cannot be explained any more, and UNAVAILABLE when the log cannot be read.
+        Raises `CallError` NOT_FOUND for a request that the log does not have, or that cannot be explained any more, and
+        UNAVAILABLE when the log cannot be read.
         """
-        check_explain(request)
         record = self._find(request.request_id, min(WRITTEN_S, (until_s - perf_counter()) / 2))
         try:
             past = past_request(record, self._bundles.get(record.bundle_id))

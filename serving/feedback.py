@@ -16,9 +16,7 @@ from features.events import SCHEMA_VERSION, ContractError, parse_event
 from serving import ranking_pb2 as pb
 from serving.call_error import CallError
 from serving.metrics import Metrics
-from serving.query import RequestError
 
-MAX_EVENTS = 500
 MAX_QUEUED = 50_000
 """Events under way to Kafka; beyond, they are refused at once, to be sent again."""
 DELIVERY_TIMEOUT_MS = 10_000
@@ -95,11 +93,8 @@ class Feedback:
     async def take(self, request: pb.FeedbackRequest, timeout_s: float) -> pb.FeedbackResponse:
         """Takes the events as far as Kafka acknowledges them within the time.
 
-        Raises `RequestError` for more than `MAX_EVENTS`, and `CallError` UNAVAILABLE when events keep the contract and
-        Kafka took none of them.
+        Raises `CallError` UNAVAILABLE when events keep the contract and Kafka took none of them.
         """
-        if len(request.events) > MAX_EVENTS:
-            raise RequestError("events", f"{len(request.events)} events", f"at most {MAX_EVENTS}")
         if not request.events:
             return pb.FeedbackResponse()
         until_s = perf_counter() + timeout_s

@@ -4,6 +4,7 @@ One SQLite file that every server process of the machine writes and reads. It is
 whatever cannot be kept is counted and given up, and a file that is damaged is set aside for a new one.
 """
 
+import fcntl
 import logging
 import sqlite3
 import struct
@@ -123,29 +124,39 @@ class RequestLogWriter:
             return self._connection
         self.close()
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._file, timeout=BUSY_S)
-        self._inode = self._file.stat().st_ino
-        try:
-            _check_format(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(f"PRAGMA journal_size_limit = {16 * 1024**2}")
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-        except sqlite3.Error:
-            connection.close()
-            raise
+        with self._alone():
+            if not self._file.exists():
+                self._remove_beside()
+            connection = sqlite3.connect(self._file, timeout=BUSY_S)
+            self._inode = self._file.stat().st_ino
+            try:
+                _prepare(connection)
+            except sqlite3.Error:
+                connection.close()
+                raise
         self._connection = connection
         return connection
 
     def _set_aside(self, why: Exception) -> None:
         """Renames the damaged file, unless another process has done so."""
         self.close()
-        if self._file.exists() and self._file.stat().st_ino == self._inode:
-            _log.error("request log %s is damaged (%s); it is kept as %s.broken", self._file, why, FILE)
-            self._file.replace(self._file.with_name(f"{FILE}.broken"))
-            for suffix in ("-wal", "-shm"):
-                self._file.with_name(FILE + suffix).unlink(missing_ok=True)
+        with self._alone():
+            if self._file.exists() and self._file.stat().st_ino == self._inode:
+                _log.error("request log %s is damaged (%s); it is kept as %s.broken", self._file, why, FILE)
+                self._file.replace(self._file.with_name(f"{FILE}.broken"))
+                self._remove_beside()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other processes from opening or setting aside the file meanwhile."""
+        with self._file.with_name(f"{FILE}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _remove_beside(self) -> None:
+        """Removes what SQLite keeps beside a file that is gone: the next one must not be read with it."""
+        for suffix in ("-wal", "-shm"):
+            self._file.with_name(FILE + suffix).unlink(missing_ok=True)
 
     def _bytes(self) -> int:
         """What the rows take; the file keeps free pages for those to come."""
@@ -212,7 +223,12 @@ def _record(blob: bytes) -> SlateRecord:
     return parse_slate(zlib.decompress(blob))
 
 
-def _check_format(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection) -> None:
     found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found not in (0, FORMAT):
         raise sqlite3.DatabaseError(f"got format {found}, this code writes {FORMAT}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA journal_size_limit = {16 * 1024**2}")
+    connection.executescript(_SCHEMA)
+    connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -20,7 +20,7 @@ from serving.feedback import Feedback
 from serving.metrics import Metrics
 from serving.observation import observed
 from serving.pipeline import Pipeline
-from serving.query import Query, RequestError, rank_query, recommend_query, similar_query
+from serving.query import Query, RequestError, check_explain, check_feedback, rank_query, recommend_query, similar_query
 from serving.refusals import refuse_for_now
 from serving.stages import Progress
 from serving.view import LiveView
@@ -86,6 +86,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """What stood behind a past answer."""
 
         async def work(left_s: float) -> pb.RequestExplanation:
+            check_explain(request)
             if self._explainer is None:
                 raise CallError(grpc.StatusCode.NOT_FOUND, "the service keeps no request log; give it --request-log")
             return await self._explainer.answer(request, left_s)
@@ -96,6 +97,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         """User events in."""
 
         async def work(left_s: float) -> pb.FeedbackResponse:
+            check_feedback(request)
             if self._feedback is None:
                 raise CallError(grpc.StatusCode.UNAVAILABLE, "the service runs without Kafka; give it an address")
             return await self._feedback.take(request, left_s)

@@ -63,7 +63,8 @@ def ranking_service(
     bundles.mkdir(exist_ok=True)
     command = [SERVE_PYTHON, "-m", "serving.server", "--port", str(port), "--bundles", str(bundles)]
     command += ["--feature-repo", str(directory / "repo"), "--metrics-port", str(metrics_port)]
-    command += ["--items-topic", topics.items, "--slates-topic", topics.slates, "--topics-version", topics.version]
+    command += ["--items-topic", topics.items, "--slates-topic", topics.slates, "--events-topic", topics.events]
+    command += ["--topics-version", topics.version]
     command += ["--bootstrap-servers", kafka] if kafka else []
     with running([*command, *extra], log) as process:
         address = f"127.0.0.1:{port}"

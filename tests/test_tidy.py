@@ -36,6 +36,7 @@ NEVER_IMPORT: dict[str, set[str]] = {
 
 STDLIB_ONLY = (
     *("names", "events", "contract_versions", "items", "slates", "specs", "tiles", "interest", "daily", "ledger"),
+    "packed",
     "reference",
 )
 """Files of `features/` that every environment reads."""

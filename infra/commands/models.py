@@ -109,6 +109,7 @@ def promote(
     from models.catalogue import entries, resolve
     from models.champions import promotion_lock
     from models.gates import GateLimits
+    from models.parity_gate import parity_gate
     from models.promotion import decide, judge, mend
 
     allowed, override, settings = GateLimits.read(limits), _override(force, reason), load_settings()
@@ -120,8 +121,10 @@ def promote(
         if not entry.present:
             raise CommandError(f"the directory of {entry.bundle_id} is gone from {settings.bundles_dir}; train again.")
         path = settings.bundles_dir / entry.bundle_id
-        verdict = judge(settings.bundles_dir, path, rows, allowed)
-        report = decide(registry, settings.workspace_dir, path, verdict, wall_clock_ms(), override=override)
+        now_ms = wall_clock_ms()
+        parity = parity_gate(settings.parity_report, now_ms, allowed)
+        verdict = judge(settings.bundles_dir, path, rows, allowed, [parity])
+        report = decide(registry, settings.workspace_dir, path, verdict, now_ms, override=override)
     tell_promotion(report, verdict.gates)
 
 

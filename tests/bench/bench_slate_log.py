@@ -34,7 +34,7 @@ from serving.query import Query
 from serving.slate_record import to_record
 from serving.stages import Progress
 from serving.users import unknown_user
-from serving.view import LiveView
+from serving.view import AlignedFeatures, LiveView
 from tests.bench.bench_slate import CATEGORIES, CREATORS, ITEMS, NOW_MS, WIDTH, catalogue
 from tests.bench.report import Row
 from tests.serving_bundle import tiny_ranker
@@ -121,21 +121,21 @@ def live_view(directory: Path) -> LiveView:
     live = Live(ItemSnapshot().finalise_all(NOW_MS))
     live.switch(bundle)
     assert live.view is not None
-    item_IF, creator_RF, category_AF = (
+    items, creators, categories = (
         drawn(entity, size, rng)
         for entity, size in ((Entity.ITEM, ITEMS), (Entity.CREATOR, CREATORS), (Entity.CATEGORY, CATEGORIES))
     )
-    return replace(live.view, item_IF=item_IF, creator_RF=creator_RF, category_AF=category_AF)
+    return replace(live.view, items=items, creators=creators, categories=categories)
 
 
-def drawn(entity: Entity, size: int, rng: np.random.Generator) -> np.ndarray:
+def drawn(entity: Entity, size: int, rng: np.random.Generator) -> AlignedFeatures:
     """Counts, a third of them 0, and what is no count as a fraction."""
     features = features_of(entity)
     values_NF = rng.poisson(rng.gamma(0.5, 20.0, (size, 1)), (size, len(features))).astype(np.float64)
     for f, feature in enumerate(features):
         if feature.aggregate not in (Aggregate.COUNT, Aggregate.SUM):
             values_NF[:, f] = rng.random(size)
-    return values_NF
+    return AlignedFeatures(values_XF=values_NF.astype(np.float32), row_N=np.arange(size))
 
 
 def busy_user(table: ItemTable) -> UserState:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from features import specs
-from infra.airflow import ASSETS, DAG_IDS, UPKEEP_DAG_IDS
+from infra.airflow import ASSETS, DAG_IDS, UPKEEP_DAG_IDS, WATCH_DAG_IDS
 from infra.settings import PREFIX, ROOT, environment_python
 
 MAX_PARSE_CPU_S = 2.0
@@ -79,7 +79,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_dag_imports(read: dict[str, Any]) -> None:
     assert read["errors"] == {}
-    assert set(read["dags"]) == {*DAG_IDS, *UPKEEP_DAG_IDS}
+    assert set(read["dags"]) == {*DAG_IDS, *UPKEEP_DAG_IDS, *WATCH_DAG_IDS}
     assert {path.stem for path in (ROOT / "dags").glob("*.py")} == set(read["dags"]), "one file a DAG, named after it"
 
 
@@ -138,7 +138,12 @@ def test_a_trigger_of_the_first_dag_reaches_the_last(read: dict[str, Any]) -> No
         asset: dag_id for dag_id, dag in dags.items() for task in dag["tasks"].values() for asset in task["outlets"]
     }
     assert set(emitted) == set(ASSETS), "every asset has one task that emits it"
-    assert not [task for dag_id in UPKEEP_DAG_IDS for task in dags[dag_id]["tasks"].values() if task["outlets"]]
+    assert not [
+        task
+        for dag_id in (*UPKEEP_DAG_IDS, *WATCH_DAG_IDS)
+        for task in dags[dag_id]["tasks"].values()
+        if task["outlets"]
+    ]
     reached = {DAG_IDS[0]}
     for dag_id in DAG_IDS[1:]:
         awaited = dags[dag_id]["schedule"]

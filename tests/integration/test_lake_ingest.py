@@ -125,7 +125,8 @@ def test_accounts_balance_and_a_rerun_adds_nothing(spark: SparkSession, ingest: 
             (item("i1", available=False).to_json(), b"i1", 4),
         ],
     )
-    slates = [slate("r1"), slate("r2"), slate("r1", arm="later"), (b"[]", b"u1", 5), slate("r3", items=None)]
+    second = {"schema_version": 2, "evidence": {"method": "Recommend", "arrays": ""}}
+    slates = [slate("r1"), slate("r2", **second), slate("r1", arm="later"), (b"[]", b"u1", 5), slate("r3", items=None)]
     send(ingest.bootstrap_servers, ingest.topics.slates, slates)
 
     report = run_ingest(spark, ingest)
@@ -150,6 +151,8 @@ def test_accounts_balance_and_a_rerun_adds_nothing(spark: SparkSession, ingest: 
     served = read_table(spark, ingest.lake, TABLES.slates).where("request_id = 'r1'").first()
     assert (served.arm, served["items"][0].features) == ("millrace", {"user_clicks_1h": 3.0})
     assert json.loads(served.value)["arm"] == "millrace"
+    newer = read_table(spark, ingest.lake, TABLES.slates).where("request_id = 'r2'").first()
+    assert newer.schema_version == 2 and json.loads(newer.value)["evidence"] == second["evidence"]
     again = run_ingest(spark, ingest)
     assert set(again["rows_added"].values()) == {0}
 

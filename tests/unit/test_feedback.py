@@ -12,7 +12,7 @@ from serving import ranking_pb2 as pb
 from serving.call_error import CallError
 from serving.feedback import Feedback, event_json
 from serving.metrics import Metrics
-from serving.query import RequestError
+from serving.query import RequestError, check_feedback
 
 NOW_MS = 1_760_000_000_000
 NO_BROKER = "127.0.0.1:1"
@@ -105,8 +105,9 @@ def test_the_event_loop_goes_on_while_a_call_waits_for_kafka(feedback: Feedback)
 
 def test_five_hundred_at_most_and_none_at_all(feedback: Feedback) -> None:
     assert _take(feedback) == pb.FeedbackResponse()
+    check_feedback(pb.FeedbackRequest(events=[_event()] * 500))
     with pytest.raises(RequestError, match="events: got '501 events'; allowed: at most 500"):
-        _take(feedback, *[_event()] * 501)
+        check_feedback(pb.FeedbackRequest(events=[_event()] * 501))
 
 
 def test_nothing_is_taken_of_an_erased_user(metrics: Metrics) -> None:

@@ -16,7 +16,7 @@ from serving.answer import Answer, to_proto
 from serving.call_error import CallError
 from serving.explain import Explainer
 from serving.metrics import Metrics
-from serving.query import RequestError
+from serving.query import RequestError, check_explain
 from serving.request_log import RequestLogReader, RequestLogWriter
 from serving.rules import Rules
 from serving.slate_log import SlateLog
@@ -119,9 +119,9 @@ def test_scores_are_not_searched_for_past_the_deadline(view: LiveView, explainer
         ("r", ["a", ""], r"item_ids\[1\]: got ''"),
     ],
 )
-def test_bad_input_names_the_field(explainer: Explainer, request_id: str, item_ids: list[str], words: str) -> None:
+def test_bad_input_names_the_field(request_id: str, item_ids: list[str], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        _explained(explainer, request_id, *item_ids)
+        check_explain(pb.ExplainRequest(request_id=request_id, item_ids=item_ids))
 
 
 def test_what_is_not_known_any_more_is_not_found(view: LiveView, bundles: Path, tmp_path: Path) -> None:
