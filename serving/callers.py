@@ -46,7 +46,7 @@ class Caller(_Model):
     """SHA-256 of each key in hexadecimal; two while one replaces the other."""
     methods: Annotated[list[Method], Field(min_length=1)] = list(METHODS)
     requests_per_second: int = Field(default=100, ge=1, le=100_000)
-    """Of all methods together."""
+    """Of all methods together; of each worker process, unless they share a `--rate-store`."""
     burst_s: int = Field(default=1, ge=1, le=60)
     """The rate holds over any so many seconds in a row, so that many seconds' requests may come at once."""
 
