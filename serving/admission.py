@@ -114,11 +114,13 @@ class Admission:
         return self._share
 
     def too_late(self, left_ms: float) -> bool:
-        """Whether the request that has entered last would hardly be done in the time left; then it is set aside.
+        """Whether the request that has entered last would wait for a thread and then hardly be done in the time left;
+        then it is set aside.
 
         Each yes makes the next less likely, since what is not begun is not measured either.
         """
-        late = MARGIN * self._backlog_ms() > left_ms
+        waits = self.in_flight - self._aside > self.config.workers
+        late = waits and MARGIN * self._backlog_ms() > left_ms
         if late:
             self._aside += 1
             self.service_ms *= LATE_DECAY

@@ -74,7 +74,7 @@ class Workers:
                 queued.cancel()
             elif (error := first.exception()) is None:
                 return first.result()
-            else:
+            elif not isinstance(error, LateError):
                 _log.error("the pipeline failed", exc_info=error)
             context = contextvars.copy_context()
             spare = asyncio.get_running_loop().run_in_executor(self._spare, context.run, _hurried, work, progress)
