@@ -28,7 +28,7 @@ DAG_IDS = (
     "promote_bundle",
 )
 """From the broker to the promoted bundle: a triggered `lake_ingest` sets off all the others by their assets."""
-WATCH_DAG_IDS = ("feature_parity",)
+WATCH_DAG_IDS = ("feature_parity", "monitor")
 """Beside that chain: they judge what is served."""
 UPKEEP_DAG_IDS = ("backfill", "erase_user", "maintenance")
 """Beside that chain: triggered, or on a schedule of their own."""
@@ -219,6 +219,8 @@ def place(flag: str) -> str:
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
         "--parity-report": str(settings.parity_report),
+        "--monitor-report": str(settings.monitor_report),
+        "--monitor-limits": str(settings.monitor_limits_file),
         "--also": str(settings.workspace_dir),
         "--reports": str(settings.erasures_dir),
         "--retention": str(settings.retention_file),

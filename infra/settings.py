@@ -201,6 +201,16 @@ class Settings(BaseSettings):
         return self.var_dir / "reports" / "feature_parity.json"
 
     @property
+    def monitor_report(self) -> Path:
+        """The newest report of the monitor DAG."""
+        return self.var_dir / "reports" / "monitor.json"
+
+    @property
+    def monitor_limits_file(self) -> Path:
+        """TOML of `models.monitor_limits`; without it its defaults hold."""
+        return self.var_dir / "monitor.toml"
+
+    @property
     def request_log_dir(self) -> Path:
         """What the ranking service remembers of its answers, for a day."""
         return self.var_dir / "request-log"

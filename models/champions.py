@@ -35,6 +35,8 @@ class Switch(BaseModel):
     action: Action
     replaced: str | None
     """The champion until then; None for the first."""
+    reason: str = ""
+    """Why, where somebody or the monitor said so."""
 
 
 class Champions(BaseModel):
@@ -67,7 +69,9 @@ def read_champions(bundles_dir: Path) -> Champions:
         raise BundleError(f"{bundles_dir / CHAMPION} cannot be read: {where}: {first['msg']}; correct it.") from None
 
 
-def set_champion(bundles_dir: Path, bundle_id: str, action: Action = "promote", at_ms: int = 0) -> None:
+def set_champion(
+    bundles_dir: Path, bundle_id: str, action: Action = "promote", at_ms: int = 0, reason: str = ""
+) -> None:
     """Names the bundle to serve and notes the change, in one step; naming the champion again notes nothing.
 
     A roll-back forgets the champions above the one it goes to, so that rolling back twice goes back twice.
@@ -77,7 +81,8 @@ def set_champion(bundles_dir: Path, bundle_id: str, action: Action = "promote", 
     now = read_champions(bundles_dir)
     before, history = now.before, now.history
     if bundle_id != now.bundle_id:
-        history += (Switch(bundle_id=bundle_id, at_ms=at_ms, action=action, replaced=now.bundle_id),)
+        switch = Switch(bundle_id=bundle_id, at_ms=at_ms, action=action, replaced=now.bundle_id, reason=reason)
+        history += (switch,)
         if action == "rollback" and bundle_id in before:
             before = before[: len(before) - 1 - before[::-1].index(bundle_id)]
         elif now.bundle_id is not None:

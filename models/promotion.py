@@ -196,8 +196,11 @@ def decide(
     }
 
 
-def roll_back(registry: Registry, workspace: Path, bundles_dir: Path, bundle_id: str | None, now_ms: int) -> str:
-    """Makes an earlier champion the champion again, by default the one before this one; returns its id.
+def roll_back(
+    registry: Registry, workspace: Path, bundles_dir: Path, bundle_id: str | None, now_ms: int, reason: str = ""
+) -> str:
+    """Makes an earlier champion the champion again, by default the one before this one; returns its id. The reason is
+    kept with the switch in `champion.json` and, with the registry's version of the bundle that is left, in its tags.
 
     Raises `RefusalError` when there is none or it was never champion, and `BundleError` when it does not verify.
     """
@@ -212,9 +215,11 @@ def roll_back(registry: Registry, workspace: Path, bundles_dir: Path, bundle_id:
         raise RefusalError(f"{target} was never champion; promote it, so that it passes the gates.")
     loaded(bundles_dir, target)
     version = ensure_registered(registry, workspace, bundles_dir / target)
-    set_champion(bundles_dir, target, "rollback", now_ms)
+    set_champion(bundles_dir, target, "rollback", now_ms, reason)
     align(registry, workspace, bundles_dir)
     registry.tag(version, {"rolled_back_to_at_ms": str(now_ms)})
+    if reason and known.bundle_id is not None and (left := registry.version_of(known.bundle_id)) is not None:
+        registry.tag(left, {"rolled_back_from_at_ms": str(now_ms), "rolled_back_because": reason})
     return target
 
 
