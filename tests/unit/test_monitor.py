@@ -164,9 +164,7 @@ def alerts(report: dict[str, Any]) -> set[tuple[str, str]]:
 def test_nothing_is_wrong_with_a_calm_world(tmp_path: Path) -> None:
     report = run(tmp_path, World())
     assert alerts(report) == set()
-    assert [check for check, record in report["checks"].items() if "not_judged" in record] == ["scores"], (
-        "the champion did not serve before the window for long enough"
-    )
+    assert not [check for check, record in report["checks"].items() if "not_judged" in record]
     assert [guardrail["name"] for guardrail in report["guardrails"]["guardrails"]] == [
         "click_rate",
         "hide_rate",
@@ -227,7 +225,7 @@ def test_what_is_too_little_to_judge_is_said(tmp_path: Path) -> None:
 
 
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MonitorError, match="run python -m models.monitor first"):
+    with pytest.raises(MonitorError, match=r"run python -m models\.monitor first"):
         judge(tmp_path / "none.json")
 
 
