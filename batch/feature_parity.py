@@ -21,9 +21,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from batch.command import fail, write_report
 from batch.lake import TABLES, read_table, row_count
-from batch.parity_report import Recomputed, compare, states_of
+from batch.parity_report import Float64s, Recomputed, compare, states_of
 from batch.point_in_time import values_as_of
-from batch.served_rows import PIPELINE_MS, SNAPSHOT_MS, UNSETTLED_MS, Float32s, ServedRow, State, sample_rows
+from batch.served_rows import PIPELINE_MS, SNAPSHOT_MS, UNSETTLED_MS, ServedRow, State, sample_rows
 from batch.session import open_session
 from features import specs
 from features.names import MS_PER_HOUR, MS_PER_MINUTE
@@ -140,7 +140,7 @@ def _last_arrivals(events: DataFrame, queries: DataFrame, keys: list[str]) -> di
     return {(tuple(row[: len(keys)]), row["t_ms"]): row["max(arrival_ms)"] for row in found}
 
 
-def _values(found: DataFrame, entity: Entity) -> Mapping[Query, Float32s]:
+def _values(found: DataFrame, entity: Entity) -> Mapping[Query, Float64s]:
     keys, names = KEY_FIELDS[entity], [feature.name for feature in features_of(entity)]
     return {
         (tuple(row[name] for name in keys), row["t_ms"]): np.array([row[name] for name in names])

@@ -39,8 +39,8 @@ Recommendations.
 Safe at any time: what was rolled back stays so, and a rerun judges the champion that is there.
 
 ### On failure
-`watch`: read the log, clear the task; the service goes on with the champion. `gate`: it fails when there is an alert, and
-its log has each with its figures. A roll-back is undone by `millrace models rollback ID` with the id that it left;
+`watch`: read the log, clear the task; the service goes on with the champion. `gate`: it fails when there is an alert,
+and its log has each with its figures. A roll-back is undone by `millrace models rollback ID` with the id that it left;
 `automatic_rollback = false` in `monitor.toml` leaves the switch to people.
 """,
 ) as dag:

@@ -144,7 +144,7 @@ def champions(bundles_dir: Path) -> None:
     atomic_json(bundles_dir / "champion.json", {"bundle_id": NEW, "before": [OLD], "history": history})
 
 
-def run(tmp_path: Path, world: World, limits: MonitorLimits = LIMITS) -> dict[str, Any]:
+def run(tmp_path: Path, world: World) -> dict[str, Any]:
     champions(tmp_path / "bundles")
     monitor = Monitor(
         lake=world.write(tmp_path / "lake"),
@@ -152,7 +152,7 @@ def run(tmp_path: Path, world: World, limits: MonitorLimits = LIMITS) -> dict[st
         workspace=tmp_path / "workspace",
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         now_ms=NOW_MS,
-        limits=limits,
+        limits=LIMITS,
     )
     return watch(monitor)
 
@@ -164,9 +164,7 @@ def alerts(report: dict[str, Any]) -> set[tuple[str, str]]:
 def test_nothing_is_wrong_with_a_calm_world(tmp_path: Path) -> None:
     report = run(tmp_path, World())
     assert alerts(report) == set()
-    assert [check for check, record in report["checks"].items() if "not_judged" in record] == ["scores"], (
-        "the champion did not serve before the window for long enough"
-    )
+    assert not [check for check, record in report["checks"].items() if "not_judged" in record]
     assert [guardrail["name"] for guardrail in report["guardrails"]["guardrails"]] == [
         "click_rate",
         "hide_rate",
@@ -198,8 +196,7 @@ def test_each_thing_broken_gives_exactly_its_alert(tmp_path: Path, what: str) ->
     world, (changes, alert) = World(), BROKEN[what]
     for name, value in changes.items():
         setattr(world, name, value)
-    limits = LIMITS.model_copy(update={"min_rows": 50}) if what == "score" else LIMITS
-    report = run(tmp_path, world, limits)
+    report = run(tmp_path, world)
     assert alerts(report) == {alert}
     assert report["rollback"]["went_to"] is None, "the bundle before is not there to go back to"
     broken = alert[0] == "guardrail"
@@ -227,7 +224,7 @@ def test_what_is_too_little_to_judge_is_said(tmp_path: Path) -> None:
 
 
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MonitorError, match="run python -m models.monitor first"):
+    with pytest.raises(MonitorError, match=r"run python -m models\.monitor first"):
         judge(tmp_path / "none.json")
 
 
