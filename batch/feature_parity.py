@@ -26,6 +26,7 @@ from batch.point_in_time import values_as_of
 from batch.served_rows import PIPELINE_MS, SNAPSHOT_MS, UNSETTLED_MS, ServedRow, State, sample_rows
 from batch.session import open_session
 from features import specs
+from features.algebra import Float64s
 from features.names import MS_PER_HOUR, MS_PER_MINUTE
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tiles import ITEM_TILES

@@ -4,8 +4,9 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from pyspark.sql import DataFrame, SparkSession
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 from features.events import ID_PATTERN
 
@@ -85,6 +86,18 @@ def topics_behind(bootstrap_servers: str, topics: Mapping[str, Path]) -> list[st
         consumer.close()
 
 
+def _is_moving(error: BaseException) -> bool:
+    """Whether the partition is without a leader for the moment, as after its topic was made."""
+    moving = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    return isinstance(error, KafkaException) and error.args[0].code() in moving
+
+
+@retry(retry=retry_if_exception(_is_moving), stop=stop_after_delay(_TIMEOUT_S), wait=wait_fixed(0.2), reraise=True)
+def _span(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """The first offset of the partition, and the one that its next record will have."""
+    return consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+
+
 def _has_more(consumer: Consumer, bootstrap_servers: str, topic: str, read: dict[int, int]) -> bool:
     known = consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
     if known.error is not None:
@@ -92,7 +105,7 @@ def _has_more(consumer: Consumer, bootstrap_servers: str, topic: str, read: dict
     lost = [f"partition {part}: next offset {read[part]}, gone" for part in sorted(read.keys() - known.partitions)]
     more = False
     for partition in sorted(known.partitions):
-        first, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+        first, end = _span(consumer, TopicPartition(topic, partition))
         needed = read.get(partition, first)
         more |= needed < end
         if not first <= needed <= end:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 from deltalake import DeltaTable as DeltaLog
+from deltalake import Schema
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
@@ -55,13 +56,16 @@ INGESTED: tuple[TableDefinition, ...] = (
 
 
 def create_tables(lake: Path, definitions: tuple[TableDefinition, ...] = INGESTED) -> None:
-    """Creates the tables that are not there yet; those that exist are left as they are."""
+    """Creates the tables that are not there yet, and gives the others the columns that they lack, null in old rows."""
     for definition in definitions:
         columns = StructType.fromDDL(definition.columns)
         assert isinstance(columns, StructType)  # a DDL without brackets is always one
         schema = to_arrow_schema(columns)
         partitioned_by = list(definition.partitioned_by)
-        DeltaLog.create(str(lake / definition.path), schema, mode="ignore", partition_by=partitioned_by)
+        table = DeltaLog.create(str(lake / definition.path), schema, mode="ignore", partition_by=partitioned_by)
+        held = {field.name for field in table.schema().fields}
+        if missing := [field for field in Schema.from_arrow(schema).fields if field.name not in held]:
+            table.alter.add_columns(missing)
 
 
 def read_table(spark: SparkSession, lake: Path, table: str) -> DataFrame:

@@ -21,6 +21,7 @@ from batch.session import open_session
 from features import specs
 from features.daily import ACTIVITY_VIEWS, ITEM_DAILY, USER_DAILY
 from features.names import Topics
+from features.quarantine import QuarantineError, refuse_held
 from features.specs import Entity
 from features.tiles import DAY_TILE_MS, tile_start
 
@@ -42,9 +43,13 @@ class OfflineRun:
 
 
 def run_offline_features(spark: SparkSession, run: OfflineRun) -> dict[str, object]:
-    """Refreshes the day tiles, then the offline tables. Raises `OfflineError` when the lake has no events."""
+    """Refreshes the day tiles, then the offline tables.
+
+    Raises `OfflineError` when the lake has no events, `QuarantineError` when a gate has shut them.
+    """
     if not row_count(run.lake, TABLES.silver_events):
         raise OfflineError(f"{run.lake} has no events: run lake_ingest first.")
+    refuse_held(run.lake, [TABLES.silver_events])
     versions = table_versions(run.lake, (TABLES.silver_events, TABLES.items))
     tiles = refresh_families(spark, run.lake, run.now_ms, run.bootstrap_servers, run.topics, every_day=run.resend_tiles)
     return {
@@ -107,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.feature_repo is not None:
             materialize(given.feature_repo, now_ms)
         write_report(report, given.report)
-    except OfflineError as error:
+    except (OfflineError, QuarantineError) as error:
         return fail("offline_features", error)
     return 0
 

@@ -23,6 +23,7 @@ from batch.point_in_time import values_as_of
 from batch.session import open_session
 from features import specs
 from features.events import EventType
+from features.quarantine import QuarantineError, refuse_held
 from features.specs import KEY_FIELDS, Entity
 
 UNKNOWN_LANGUAGE = "und"
@@ -56,12 +57,14 @@ class ExampleRun:
 def run_examples(spark: SparkSession, run: ExampleRun) -> dict[str, object]:
     """Writes the examples of the run's dates in one commit, and says from which versions of which tables.
 
-    Raises `EmptyLakeError` when the lake has no impression in these dates.
+    Raises `EmptyLakeError` when the lake has no impression in these dates, `QuarantineError` when a gate has shut a
+    table that it reads.
     """
     sources = (TABLES.silver_events, TABLES.items)
     versions = table_versions(run.lake, sources)
     if set(versions) != set(sources) or not row_count(run.lake, TABLES.silver_events):
         raise EmptyLakeError(f"{run.lake} has no events: run lake_ingest first.")
+    refuse_held(run.lake, sources)
     built_from = {"sources": versions, "spec_version": specs.version(), "now_ms": run.now_ms}
     counted = read_table(spark, run.lake, TABLES.silver_events)
     # Read a dozen times: once for each entity's sweep, for labels, histories and the impressions of each.
@@ -149,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = ExampleRun(lake=given.lake.resolve(), now_ms=now_ms, from_date=given.from_date, to_date=given.to_date)
     try:
         write_report(run_examples(open_session("training_examples"), run), given.report)
-    except EmptyLakeError as error:
+    except (EmptyLakeError, QuarantineError) as error:
         return fail("training_examples", error)
     return 0
 

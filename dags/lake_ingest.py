@@ -1,12 +1,12 @@
-"""Kafka → Delta: the lake's bronze and silver tables, gated by the events' quality suite."""
+"""Kafka → Delta: the lake's bronze and silver tables, gated by the quality suites of events, items and slates."""
 
 from datetime import timedelta
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Asset
 
-from infra.airflow import asset, dag_settings, default_args, python_job, spark_job
+from infra.airflow import asset, dag_settings, default_args, spark_job
+from infra.airflow_gate import GateOperator
 
 LAKE_EVENTS = Asset(**asset("lake_events"))
 
@@ -38,14 +38,15 @@ and tables belong together: restore both from the same backup, or neither.
 
 ### On failure
 `ingest`: the broker does not answer, or offsets are gone that the checkpoint needs (the run fails rather than skip
-them). Read the task's log, bring the broker back, clear the task. `gate`: the log names the expectation and the
-column; the refused partitions and reasons are below `quarantine`. No DAG downstream starts until a run passes.
+them). Read the task's log, bring the broker back, clear the task. `gate`: the log names the partition, the
+expectation and the column; the task's link `Data Docs` shows the figures. The partition is in quarantine: its rows
+stay, no DAG downstream starts, and a job that is started by hand refuses to read the table. Repair it, or say in the
+stack's `quality.toml` that the day is as it should be; then clear `gate`, which takes it out of quarantine
+(`batch/QUALITY.md`).
 """,
 ) as dag:
     ingest = SparkSubmitOperator(
         task_id="ingest", **spark_job("lake_ingest", "--bootstrap-servers", "--lake", "--checkpoints", "--feature-repo")
     )
-    gate = BashOperator(
-        task_id="gate", retries=0, outlets=[LAKE_EVENTS], **python_job("batch.quality", "--lake", "--suite=events")
-    )
+    gate = GateOperator(task_id="gate", retries=0, suites=("events", "items", "slates"), outlets=[LAKE_EVENTS])
     ingest >> gate

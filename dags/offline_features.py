@@ -1,11 +1,13 @@
-"""Day tiles and finalised offline features, from the lake; day tiles also go back to the tile topics."""
+"""Day tiles and finalised offline features, from the lake; gated before they reach the online store."""
 
 from datetime import timedelta
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
+from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Asset
 
-from infra.airflow import asset, default_args, spark_job
+from infra.airflow import asset, default_args, python_job, spark_job
+from infra.airflow_gate import GateOperator
 
 LAKE_EVENTS = Asset(**asset("lake_events"))
 OFFLINE_FEATURES = Asset(**asset("offline_features"))
@@ -27,7 +29,8 @@ Counts every past day by the same rule as the stream, and writes the offline sid
 
 ### Outputs
 `gold/day_tiles/*`, the same rows on the tile topics (so that long windows online have no seam), and
-`gold/features/*`, one table a Feast view. The asset `offline_features`.
+`gold/features/*`, one table a Feast view. After the gate the daily views go to the online store. The asset
+`offline_features`.
 
 ### Owner
 Data platform.
@@ -37,11 +40,16 @@ Safe at any time: a day tile is an absolute row, and of two rows of a tile the o
 
 ### On failure
 Read the log of `finalise`. A missing table means that `lake_ingest` has not succeeded yet; a Kafka error means that
-the broker is down. Online reads go on with the streamed tiles, which live for four days.
+the broker is down. `gate`: the log names the view, the expectation and the column; the task's link `Data Docs` shows
+the figures, and the online store keeps the values it has (`batch/QUALITY.md`). Online reads go on with the streamed
+tiles, which live for four days.
 """,
 ) as dag:
-    SparkSubmitOperator(
-        task_id="finalise",
-        outlets=[OFFLINE_FEATURES],
-        **spark_job("offline_features", "--lake", "--bootstrap-servers", "--feature-repo", "--topics-version"),
+    finalise = SparkSubmitOperator(
+        task_id="finalise", **spark_job("offline_features", "--lake", "--bootstrap-servers", "--topics-version")
     )
+    gate = GateOperator(task_id="gate", retries=0, suites=("features",))
+    materialise = BashOperator(
+        task_id="materialise", outlets=[OFFLINE_FEATURES], **python_job("batch.materialize", "--feature-repo")
+    )
+    finalise >> gate >> materialise

@@ -3,10 +3,10 @@
 from datetime import timedelta
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Asset
 
-from infra.airflow import asset, dag_settings, default_args, python_job, spark_job
+from infra.airflow import asset, dag_settings, default_args, spark_job
+from infra.airflow_gate import GateOperator
 
 OFFLINE_FEATURES = Asset(**asset("offline_features"))
 EXAMPLES = Asset(**asset("examples"))
@@ -36,12 +36,11 @@ Recommendations.
 Safe at any time: a run replaces the partitions that it computes.
 
 ### On failure
-`build`: read the Spark log. `gate`: the log names the expectation and the column; nothing is trained on a refused
-table, and the bundle that serves stays.
+`build`: read the Spark log. `gate`: the log names the partition, the expectation and the column; the task's link
+`Data Docs` shows the figures. Nothing is trained on a table with a partition in quarantine, and the bundle that serves
+stays. Run `build` again once the cause is repaired; `gate` takes the partition out of quarantine (`batch/QUALITY.md`).
 """,
 ) as dag:
     build = SparkSubmitOperator(task_id="build", **spark_job("training_examples", "--lake"))
-    gate = BashOperator(
-        task_id="gate", retries=0, outlets=[EXAMPLES], **python_job("batch.quality", "--lake", "--suite=examples")
-    )
+    gate = GateOperator(task_id="gate", retries=0, suites=("examples",), outlets=[EXAMPLES])
     build >> gate

@@ -88,6 +88,7 @@ def ages_out(requested_ms: int) -> tuple[AgesOut, ...]:
             until=date(TILE_TOPIC_MS // MS_PER_DAY + last_segment),
             how="the topics' own retention",
         ),
+        AgesOut(what="request log of the ranking service", until=date(1), how="it keeps a day"),
         AgesOut(
             what="bundles",
             until=date(0),

@@ -15,6 +15,10 @@ from enum import StrEnum
 from features.names import MS_PER_DAY, MS_PER_MINUTE
 
 SCHEMA_VERSION = 1
+"""What our own events say. Versions of one generation (1 to 99, then each hundred) only add optional fields, so a
+reader takes every version of its generation and leaves out the fields that it does not know; a change that is not
+compatible starts the next generation, whose events older readers refuse (`features.contract_versions`)."""
+GENERATION_SIZE = 100
 HORIZON_MS = 2 * MS_PER_DAY
 """An event is too late if and only if arrival_ms - event_time_ms exceeds this."""
 FUTURE_SKEW_MS = 5 * MS_PER_MINUTE
@@ -93,7 +97,12 @@ FIELDS: tuple[EventField, ...] = (
     EventField(name="watch_ms", kind=FieldKind.INTEGER, required_for=_WATCH, maximum=MAX_WATCH_MS),
     EventField(name="duration_ms", kind=FieldKind.INTEGER, required_for=_WATCH, minimum=1, maximum=MAX_WATCH_MS),
     EventField(name="device", kind=FieldKind.ID, required_for=_NONE, max_bytes=32),
-    EventField(name="schema_version", kind=FieldKind.INTEGER, minimum=SCHEMA_VERSION, maximum=SCHEMA_VERSION),
+    EventField(
+        name="schema_version",
+        kind=FieldKind.INTEGER,
+        minimum=max(1, SCHEMA_VERSION - SCHEMA_VERSION % GENERATION_SIZE),
+        maximum=SCHEMA_VERSION - SCHEMA_VERSION % GENERATION_SIZE + GENERATION_SIZE - 1,
+    ),
 )
 
 INTERACTION_FIELDS = (

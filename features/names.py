@@ -81,4 +81,4 @@ class LakeTables:
     erased_users: str = "erased_users"
     """Digests of erased users (`features.erasure`), whose records the ingest refuses, and since when."""
     quarantine: str = "quarantine"
-    """Partitions that a quality gate refused, with the reasons."""
+    """Partitions that a quality gate has shut, with the reasons (`features.quarantine`)."""

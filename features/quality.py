@@ -1,10 +1,11 @@
-"""Great Expectations suites derived from the event contract and the feature list. Whoever has a table runs them.
+"""Great Expectations suites derived from the contracts and the feature list. Whoever has a table runs them.
 
-`events_suite` judges the lake's silver events, `examples_suite` the training examples; what they look at is in
-`EVENT_COLUMNS` and `example_columns`, plus the derived `DELAY_MS`.
+Suites of rows: `events_suite`, `items_suite`, `slates_suite` with `slate_items_suite`, `view_suite` of an offline
+feature view, `examples_suite`. `days_suite` judges figures of whole days (`batch.day_profile`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 from great_expectations import ExpectationSuite
 from great_expectations.expectations.core.expect_column_max_to_be_between import ExpectColumnMaxToBeBetween
@@ -20,22 +21,32 @@ from great_expectations.expectations.core.expect_compound_columns_to_be_unique i
 from great_expectations.expectations.core.expect_table_row_count_to_be_between import ExpectTableRowCountToBeBetween
 from great_expectations.expectations.expectation import Expectation
 
+from features.daily import CREATED, EVENT_TIMESTAMP, DailyFeature, DailyType
 from features.events import (
     ALL_TYPES,
+    EVENT_TIME_BITS,
     FIELDS,
     FUTURE_SKEW_MS,
     HORIZON_MS,
     ID_PATTERN,
+    MAX_ID_BYTES,
+    MAX_POSITION,
     MAX_WATCH_MS,
     EventField,
     FieldKind,
 )
-from features.names import MS_PER_DAY
-from features.specs import WINDOWED_FEATURES, Aggregate, WindowedFeature
+from features.items import Item
+from features.quality_limits import SuiteLimits
+from features.specs import KEY_FIELDS, WINDOWED_FEATURES, Aggregate, Entity, WindowedFeature
 
 DELAY_MS = "delay_ms"
 """Derived column of events: `arrival_ms - event_time_ms`."""
+DISTANCE = "distance_"
+"""Prefix of the figure that says how far a day's values of a column lie from other days'."""
 EVENT_COLUMNS = (*(field.name for field in FIELDS), "arrival_ms", "event_date")
+ITEM_COLUMNS = tuple(field.name for field in fields(Item))
+SLATE_COLUMNS = ("request_id", "user_id", "served_at_ms", "bundle_id", "arm", "snapshot_instant_ms")
+SLATE_ITEM_COLUMNS = ("request_id", "item_id", "position", "score", "propensity")
 _EXAMPLE_IDS = ("event_id", "request_id", "user_id", "item_id", "category", "creator_id", "language", "device")
 _EXAMPLE_NUMBERS = ("t_ms", "position", "duration_ms", "published_at_ms")
 _BINARY_LABELS = ("label_click", "label_like", "label_share", "label_hide")
@@ -46,22 +57,15 @@ _UNUSUAL_RATE_MOSTLY = 0.95
 into a window that its impression has left."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What is data about a deployment rather than about the contract."""
-
-    min_rows: int = 1
-    max_age_ms: int = 2 * MS_PER_DAY
-    """Oldest that the newest arrival may be."""
-
-
-def events_suite(now_ms: int, thresholds: Thresholds) -> ExpectationSuite:
+def events_suite(now_ms: int, limits: SuiteLimits) -> ExpectationSuite:
     """Volume, freshness, uniqueness and every rule of the contract that a column can show."""
     expectations: list[Expectation] = [
-        ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
+        ExpectTableRowCountToBeBetween(min_value=limits.min_rows),
         ExpectCompoundColumnsToBeUnique(column_list=["user_id", "event_id"]),
-        ExpectColumnMaxToBeBetween(column="arrival_ms", min_value=now_ms - thresholds.max_age_ms),
+        ExpectColumnMaxToBeBetween(column="arrival_ms", min_value=now_ms - limits.max_age_ms),
         ExpectColumnValuesToBeBetween(column=DELAY_MS, min_value=-FUTURE_SKEW_MS, max_value=HORIZON_MS),
+        # The contract refuses what is ahead of its arrival; a producer's clock may be ahead with both.
+        ExpectColumnValuesToBeBetween(column="arrival_ms", max_value=now_ms + FUTURE_SKEW_MS),
     ]
     for field in FIELDS:
         expectations += [*_presence(field), *_validity(field)]
@@ -85,10 +89,116 @@ def _validity(field: EventField) -> list[Expectation]:
             types = sorted(str(event_type) for event_type in ALL_TYPES)
             return [ExpectColumnValuesToBeInSet(column=field.name, value_set=types)]
         case FieldKind.ID:
-            pattern = rf"\A{ID_PATTERN.removesuffix('+')}{{1,{field.max_bytes}}}\Z"
-            return [ExpectColumnValuesToMatchRegex(column=field.name, regex=pattern)]
+            return [_identifier(field.name, field.max_bytes)]
         case FieldKind.INTEGER:
             return [ExpectColumnValuesToBeBetween(column=field.name, min_value=field.minimum, max_value=field.maximum)]
+
+
+def _identifier(column: str, max_bytes: int = MAX_ID_BYTES) -> Expectation:
+    pattern = rf"\A{ID_PATTERN.removesuffix('+')}{{1,{max_bytes}}}\Z"
+    return ExpectColumnValuesToMatchRegex(column=column, regex=pattern)
+
+
+def items_suite(limits: SuiteLimits) -> ExpectationSuite:
+    """The catalogue: one row an item, with ids that events may carry and lengths that a watch may have."""
+    expectations: list[Expectation] = [
+        ExpectTableRowCountToBeBetween(min_value=limits.min_rows),
+        ExpectColumnValuesToBeUnique(column="item_id"),
+        ExpectColumnValuesToBeBetween(column="duration_ms", min_value=1, max_value=MAX_WATCH_MS),
+        ExpectColumnValuesToBeBetween(column="published_at_ms", min_value=0, max_value=2**EVENT_TIME_BITS - 1),
+    ]
+    expectations += [_identifier(name) for name in ("item_id", "category", "creator_id")]
+    expectations += [ExpectColumnValuesToNotBeNull(column=name) for name in ITEM_COLUMNS]
+    return ExpectationSuite(name="items", expectations=expectations)
+
+
+def slates_suite(now_ms: int, limits: SuiteLimits) -> ExpectationSuite:
+    """Served slates: one row a request, none from the future."""
+    expectations: list[Expectation] = [
+        ExpectTableRowCountToBeBetween(min_value=limits.min_rows),
+        ExpectColumnValuesToBeUnique(column="request_id"),
+        ExpectColumnValuesToBeBetween(column="served_at_ms", min_value=1, max_value=now_ms + FUTURE_SKEW_MS),
+    ]
+    expectations += [ExpectColumnValuesToNotBeNull(column=name) for name in SLATE_COLUMNS]
+    return ExpectationSuite(name="slates", expectations=expectations)
+
+
+def slate_items_suite() -> ExpectationSuite:
+    """What the slates hold: each item and each position once a request, with a propensity that IPS can divide by."""
+    expectations: list[Expectation] = [
+        ExpectCompoundColumnsToBeUnique(column_list=["request_id", "item_id"]),
+        ExpectCompoundColumnsToBeUnique(column_list=["request_id", "position"]),
+        ExpectColumnValuesToBeBetween(column="position", min_value=0, max_value=MAX_POSITION),
+        ExpectColumnValuesToBeBetween(column="propensity", min_value=0, max_value=1, strict_min=True),
+        _identifier("item_id"),
+    ]
+    expectations += [ExpectColumnValuesToNotBeNull(column=name) for name in SLATE_ITEM_COLUMNS]
+    return ExpectationSuite(name="slate_items", expectations=expectations)
+
+
+def view_suite(
+    view: str,
+    entity: Entity,
+    features: Iterable[WindowedFeature | DailyFeature],
+    now_ms: int,
+    limits: SuiteLimits,
+) -> ExpectationSuite:
+    """One offline view of a run date: one row a key, fresh, every feature within what its definition allows."""
+    keys = KEY_FIELDS[entity]
+    unique = (
+        ExpectColumnValuesToBeUnique(column=keys[0])
+        if len(keys) == 1
+        else ExpectCompoundColumnsToBeUnique(column_list=list(keys))
+    )
+    expectations: list[Expectation] = [
+        ExpectTableRowCountToBeBetween(min_value=limits.min_rows),
+        unique,
+        ExpectColumnMaxToBeBetween(column=CREATED, min_value=now_ms - limits.max_age_ms, max_value=now_ms),
+        ExpectColumnMaxToBeBetween(column=EVENT_TIMESTAMP, max_value=now_ms),
+    ]
+    expectations += [_identifier(key) for key in keys]
+    expectations += [ExpectColumnValuesToNotBeNull(column=key) for key in keys]
+    for feature in features:
+        bounds = _feature_range(feature) if isinstance(feature, WindowedFeature) else _daily_range(feature)
+        expectations += [ExpectColumnValuesToNotBeNull(column=feature.name), *bounds]
+    return ExpectationSuite(name=view, expectations=expectations)
+
+
+def _daily_range(feature: DailyFeature) -> list[Expectation]:
+    """A daily feature counts or measures, so it is never negative; `*_ctr` is a share of clicks by impressions."""
+    if feature.dtype is DailyType.STRING:
+        return []
+    between = ExpectColumnValuesToBeBetween
+    if feature.name.endswith("_ctr"):
+        usual = between(column=feature.name, min_value=0, max_value=1, mostly=_UNUSUAL_RATE_MOSTLY)
+        return [between(column=feature.name, min_value=0), usual]
+    return [between(column=feature.name, min_value=0)]
+
+
+def days_suite(table: str, limits: SuiteLimits, figures: Sequence[str]) -> ExpectationSuite:
+    """Whole days beside those before them. `figures` are those of `batch.day_profile` that the table has."""
+    bounds: dict[str, tuple[float | None, float | None]] = {
+        "volume_ratio": (limits.min_volume_ratio, limits.max_volume_ratio),
+        "class_ratio": (limits.min_class_ratio, None),
+        "class_distance": (None, limits.max_distance),
+        "unknown_share": (None, limits.max_unknown_share),
+        "dead_share": (None, limits.max_dead_share),
+        "unlike_slate_share": (None, limits.max_unlike_slate_share),
+        "completeness": (limits.min_completeness, None),
+    }
+    names = {feature.name for feature in WINDOWED_FEATURES}
+    for figure in figures:
+        if figure.startswith(DISTANCE):
+            of_feature = figure.removeprefix(DISTANCE) in names
+            bounds[figure] = (None, limits.max_feature_distance if of_feature else limits.max_distance)
+    judged = {figure: bounds[figure] for figure in figures}
+    return ExpectationSuite(
+        name=f"days_of_{table}",
+        expectations=[
+            ExpectColumnValuesToBeBetween(column=figure, min_value=least, max_value=most)
+            for figure, (least, most) in judged.items()
+        ],
+    )
 
 
 def example_columns() -> tuple[str, ...]:
@@ -97,10 +207,10 @@ def example_columns() -> tuple[str, ...]:
     return (*_EXAMPLE_IDS, *_EXAMPLE_NUMBERS, "event_date", *_BINARY_LABELS, *_MASKED_LABELS, *features)
 
 
-def examples_suite(thresholds: Thresholds) -> ExpectationSuite:
+def examples_suite(limits: SuiteLimits) -> ExpectationSuite:
     """Volume, no nulls, labels that a model can learn from, and every feature within what its definition allows."""
     expectations: list[Expectation] = [
-        ExpectTableRowCountToBeBetween(min_value=thresholds.min_rows),
+        ExpectTableRowCountToBeBetween(min_value=limits.min_rows),
         ExpectColumnValuesToBeUnique(column="event_id"),
         ExpectColumnUniqueValueCountToBeBetween(column="label_click", min_value=2),
         ExpectColumnValuesToBeInSet(column="label_completion", value_set=[0, 1]),

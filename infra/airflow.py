@@ -38,6 +38,9 @@ SPARK_CONNECTION = "spark_default"
 SPARK_POOL = "spark"
 """One slot: two Spark drivers at a time do not fit beside the rest on a small machine."""
 
+DATA_DOCS_PREFIX = "/data-docs"
+"""Where the quality gates' Data Docs are on Airflow's server."""
+
 ASSETS = {
     "lake_events": "millrace://lake/silver/events",
     "offline_features": "millrace://lake/gold/features",
@@ -89,6 +92,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         **json.loads(_keys_path(settings).read_text()),
         "AIRFLOW_HOME": str(settings.airflow_home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_dir),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "infra" / "airflow_plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": str(settings.airflow_parallelism),
@@ -178,6 +182,19 @@ def python_job(module: str, *flags: str) -> dict[str, Any]:
     return {"bash_command": shlex.join(command), "cwd": str(ROOT)}
 
 
+def quality_gate(*suites: str) -> tuple[dict[str, Any], str]:
+    """Arguments of a `BashOperator` that runs the suites' gates, and the address of their Data Docs.
+
+    Each attempt has a page of its own, named by run and attempt. Run ids hold no character that a shell reads
+    (`core.allowed_run_id_pattern`).
+    """
+    site = dag_settings().data_docs_dir / suites[0]
+    flags = ["--lake", "--limits", "--docs-url", f"--docs={site}", *(f"--suite={suite}" for suite in suites)]
+    command = python_job("batch.quality", *flags)
+    command["bash_command"] += " --run-name={{run_id}}.{{ti.try_number}}"
+    return command, f"{place('--docs-url')}/{suites[0]}"
+
+
 def _arguments(flags: Sequence[str]) -> list[str]:
     return [text for flag in flags for text in (flag, place(flag)) if text]
 
@@ -208,6 +225,8 @@ def place(flag: str) -> str:
         "--reports": str(settings.erasures_dir),
         "--retention": str(settings.retention_file),
         "--named-in": str(settings.experiments_file),
+        "--limits": str(settings.quality_limits),
+        "--docs-url": f"{settings.airflow_url}{DATA_DOCS_PREFIX}",
     }
     if flag not in values:
         raise ValueError(f"got the flag {flag}; allowed: --name=value or one of {', '.join(values)}.")

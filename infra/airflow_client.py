@@ -103,6 +103,20 @@ class AirflowClient:
                 return f"the task {task['task_id']} of {run.dag_id} failed at attempt {task['try_number']}; see {log}."
         return f"the run {run.run_id} of {run.dag_id} failed without a failed task; see {self._settings.logs_dir}."
 
+    def task_links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str]:
+        """The addresses that a task of a run links to, by name."""
+        links: dict[str, str] = self._get(f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links")[
+            "extra_links"
+        ]
+        return links
+
+    def page(self, url: str) -> str:
+        """A page of Airflow's server, such as a task's Data Docs. Raises `AirflowError` when it is not there."""
+        answer = self._http.get(url)
+        if answer.is_error:
+            raise AirflowError(f"Airflow answered GET {url} with {answer.status_code}")
+        return answer.text
+
     # Waiting.
 
     def wait_for_dags(self, dag_ids: Sequence[str], timeout_s: float = 60) -> None:

@@ -14,7 +14,19 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from features.clock import wall_clock_ms
-from infra.commands import CommandError, evaluate, experiments, lineage, models, rules, say, train, weights
+from infra.commands import (
+    CommandError,
+    callers,
+    evaluate,
+    experiments,
+    lineage,
+    models,
+    requests,
+    rules,
+    say,
+    train,
+    weights,
+)
 from infra.processes import port_is_free
 from infra.reprocess import Source
 from infra.settings import LOOPBACK, SettingsError, load_settings
@@ -33,7 +45,10 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")
 app.add_typer(weights.app, name="weights")
 app.add_typer(rules.app, name="rules")
+app.add_typer(callers.app, name="callers")
 app.add_typer(experiments.app, name="experiments")
+app.command()(requests.why)
+app.command("replay-request")(requests.replay_request)
 app.command()(lineage.lineage)
 console = Console(highlight=False, soft_wrap=True)
 
@@ -276,14 +291,18 @@ def similar(
 
 
 def _show_slate(ask: "Callable[[RankingClient], Slate]") -> None:
+    from infra.ranking import ranking_client
     from infra.views import slate_view
-    from serving.client import RankingClient, RankingError
+    from serving.client import RankingError
+    from serving.tls import TlsError
 
     settings = load_settings()
     _need_port(settings.grpc_port, "the ranking service")
     try:
-        with RankingClient(settings.grpc_address, timeout_s=5.0) as client:
+        with ranking_client(settings) as client:
             slate = ask(client)
+    except TlsError as error:
+        raise CommandError(str(error)) from None
     except RankingError as error:
         raise CommandError(f"the ranking service refused: {error}.") from None
     console.print(slate_view(slate))

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 
 from features.erasure import SEGMENT_MS
 from features.names import Topics
@@ -117,7 +118,15 @@ def topic_configs(topics: Topics) -> dict[str, dict[str, str]]:
     kept = (topics.events, topics.slates, topics.too_late, topics.duplicates, topics.interactions)
     # A refused record of the largest size grows by a third in base64.
     letters = {**keep, "max.message.bytes": str(2 * 1024 * 1024)}
-    return {**dict.fromkeys(kept, keep), topics.dead_letters: letters, topics.items: compact, **tiles}
+    # A Rank of 10,000 items, as far as it is logged, with all features.
+    slates = {**keep, "max.message.bytes": str(4 * 1024 * 1024)}
+    return {
+        **dict.fromkeys(kept, keep),
+        topics.slates: slates,
+        topics.dead_letters: letters,
+        topics.items: compact,
+        **tiles,
+    }
 
 
 def create_topics(bootstrap_servers: str, topics: Topics, partitions: int = 2) -> None:
@@ -164,7 +173,18 @@ def topic_spans(consumer: Consumer, topics: Iterable[str]) -> dict[tuple[str, in
         for topic in topics
         for partition in consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions
     ]
-    return {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ANSWER_S) for place in places}
+    return {place: _span(consumer, TopicPartition(*place)) for place in places}
+
+
+def _is_moving(error: BaseException) -> bool:
+    """Whether the partition is without a leader for the moment, as after its topic was made."""
+    moving = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    return isinstance(error, KafkaException) and error.args[0].code() in moving
+
+
+@retry(retry=retry_if_exception(_is_moving), stop=stop_after_delay(ANSWER_S), wait=wait_fixed(0.2), reraise=True)
+def _span(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    return consumer.get_watermark_offsets(place, timeout=ANSWER_S)
 
 
 def partition_spans(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int]]:

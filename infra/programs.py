@@ -19,6 +19,7 @@ from features.names import LakeTables, Topics
 from infra.airflow import SPARK_POOL, airflow_environment
 from infra.airflow_client import AirflowClient
 from infra.kafka import BrokerConfig, broker_answers, create_topics, format_broker
+from infra.ranking import ranking_channel
 from infra.settings import ROOT, Settings, environment_python, jars_dir
 from infra.streams import Stream
 from infra.supervisor import Program
@@ -191,15 +192,22 @@ def _serving(settings: Settings) -> Program:
         "--feature-repo": str(settings.feature_repo_dir),
         "--bootstrap-servers": settings.bootstrap_servers,
         "--metrics-port": str(settings.serving_metrics_port),
+        "--request-log": str(settings.request_log_dir),
     }
-    if settings.rules_file:
-        flags["--rules"] = settings.rules_file
+    given = {
+        "--rules": settings.rules_file,
+        "--callers": settings.serving_callers,
+        "--tls-cert": settings.serving_tls_cert,
+        "--tls-key": settings.serving_tls_key,
+        "--client-ca": settings.serving_client_ca,
+    }
+    flags |= {flag: value for flag, value in given.items() if value}
     return _python("serving", _module("serve", "serving.server", flags))
 
 
 def _serving_answers(settings: Settings) -> bool:
     """Whether the service speaks: it starts with no bundle and says NOT_SERVING until one is promoted."""
-    with grpc.insecure_channel(settings.grpc_address) as channel:
+    with ranking_channel(settings) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)

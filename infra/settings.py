@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     """What training tasks hand to one another."""
     feature_repo_dir: Path = _below_var("feature-repo")
     """Feast's repository: `feature_store.yaml` and its registry."""
+    quality_limits: Path = _below_var("quality.toml")
+    """What the quality gates allow (`features.quality_limits`); without the file, their defaults."""
     experiments_file: Path = _below_var("experiments.toml")
     """Experiments of the ranking service; none without the file. An example: infra/serving/experiments.toml."""
     dags_dir: Path = ROOT / "dags"
@@ -77,6 +79,23 @@ class Settings(BaseSettings):
     """What people pin, boost and block in slates (`serving/rules.example.toml`); empty: nothing."""
     tracking_uri: str = ""
     """MLflow's tracking store and registry; the default is a SQLite file below `var_dir`."""
+
+    serving_callers: str = ""
+    """The ranking service's callers file (`serving.callers`); empty: everybody on this machine may call."""
+    serving_tls_cert: str = ""
+    """PEM certificate chain of the ranking service, valid for 127.0.0.1; empty: no TLS."""
+    serving_tls_key: str = ""
+    """Its PEM key."""
+    serving_client_ca: str = ""
+    """PEM CAs of which one must have signed a caller's certificate; empty: callers need none."""
+    serving_api_key: SecretStr = Field(default=SecretStr(""), exclude=True)
+    """What `millrace` sends as `x-api-key`; programs of the stack do not get it."""
+    serving_ca: str = ""
+    """PEM CA that signed the service's certificate, for `millrace` to check."""
+    serving_client_cert: str = ""
+    """PEM certificate that `millrace` shows."""
+    serving_client_key: str = ""
+    """Its PEM key."""
 
     kafka_heap_mb: int = Field(default=512, ge=256)
     flink_heap_mb: int = Field(default=1_024, ge=512)
@@ -160,6 +179,11 @@ class Settings(BaseSettings):
     def airflow_home(self) -> Path:
         """Airflow's metadata, secrets and task logs."""
         return self.var_dir / "airflow"
+
+    @property
+    def data_docs_dir(self) -> Path:
+        """The quality gates' Data Docs, one site a gate."""
+        return self.var_dir / "data_docs"
 
     @property
     def flink_checkpoints_dir(self) -> Path:

@@ -4,7 +4,7 @@ Shapes: I items, in the order of their indices.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,11 +51,10 @@ class ItemTable:
     trained: Trained
     """The sizes at training time."""
 
-    index: Mapping[str, int] = field(init=False, repr=False, compare=False)
-    """Item id to index."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "index", {item_id: i for i, item_id in enumerate(self.item_ids)})
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Item id to index."""
+        return {item_id: i for i, item_id in enumerate(self.item_ids)}
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -82,7 +81,7 @@ class ItemTable:
     def with_items(self, items: Iterable[Item]) -> "ItemTable":
         """A table in which each item replaces the row of its id or is appended; a later item wins.
 
-        Costs a copy of the columns (about a millisecond for 50,000 items): give it batches.
+        Costs a copy of the columns, and with a new id one of the index: give it batches.
         """
         latest = {item.item_id: item for item in items}
         if not latest:
@@ -91,23 +90,28 @@ class ItemTable:
         categories, creators = dict(self.category_index), dict(self.creator_index)
         languages = dict(self.language_index)
         columns: dict[str, Any] = {name: _grown(getattr(self, name), len(new_ids)) for name in _COLUMNS}
-        position = {**self.index, **{item_id: len(self) + i for i, item_id in enumerate(new_ids)}}
+        index: Mapping[str, int] = self.index
+        if new_ids:
+            index = {**index, **{item_id: len(self) + i for i, item_id in enumerate(new_ids)}}
         for item in latest.values():
-            row = position[item.item_id]
+            row = index[item.item_id]
             columns["category_code"][row] = _code(categories, item.category)
             columns["creator_code"][row] = _code(creators, item.creator_id)
             columns["language_code"][row] = _code(languages, item.language)
             columns["duration_ms"][row] = item.duration_ms
             columns["published_at_ms"][row] = item.published_at_ms
             columns["available"][row] = item.available
-        return replace(
+        table = replace(
             self,
-            item_ids=(*self.item_ids, *new_ids),
+            item_ids=(*self.item_ids, *new_ids) if new_ids else self.item_ids,
             categories=tuple(categories),
             creators=tuple(creators),
             languages=tuple(languages),
             **columns,
         )
+        known = {"index": index, "category_index": categories, "creator_index": creators, "language_index": languages}
+        table.__dict__.update(known)  # the cached properties, which would be made anew
+        return table
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The table as arrays without Python objects, for `numpy.savez`."""

@@ -13,6 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from features.items import Item
 from features.names import LakeTables
+from features.quarantine import QuarantineError, refuse_held
 from models.history import EVENT_TYPES
 from models.item_table import UNKNOWN, ItemTable
 from models.refusal import RefusalError
@@ -56,10 +57,11 @@ class EventLog:
 def read_table(lake: Path, name: str, columns: Sequence[str]) -> tuple[pa.Table, int]:
     """The columns of a lake table, with the Delta version that was read.
 
-    Raises `LakeError` when the table is absent, lacks a column or has no rows.
+    Raises `LakeError` when the table is absent, lacks a column or has no rows, or when a quality gate has shut it.
     """
     path = lake / name
     try:
+        refuse_held(lake, [name])
         table = DeltaTable(path)
         present = [field.name for field in table.schema().fields]
         missing = [column for column in columns if column not in present]
@@ -68,6 +70,8 @@ def read_table(lake: Path, name: str, columns: Sequence[str]) -> tuple[pa.Table,
                 f"lake table {path} lacks {', '.join(missing)}; it has {', '.join(present)}: rerun its job."
             )
         rows = table.to_pyarrow_table(columns=list(columns))
+    except QuarantineError as error:
+        raise LakeError(str(error)) from error
     except TableNotFoundError as error:
         raise LakeError(f"no Delta table at {path}; run the batch job that writes {name} first.") from error
     except (DeltaError, OSError, pa.ArrowException) as error:

@@ -20,7 +20,7 @@ from models.item_table import UNKNOWN, ItemTable
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
-Float64s = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 
 HEADS: tuple[str, ...] = ("click", "completion", "like", "share", "hide", "watch_fraction")
 """What the ranker predicts of an impression. Completion and watch fraction are of those who watch at all."""
@@ -121,11 +121,11 @@ def assemble_request(
     item_table: ItemTable,
     item_index_C: Int32s,
     instant_ms: int,
-    user_features_F: Float64s,
-    user_category_CF: Float64s,
-    item_CF: Float64s,
-    creator_CF: Float64s,
-    category_CF: Float64s,
+    user_features_F: Floats,
+    user_category_CF: Floats,
+    item_CF: Floats,
+    creator_CF: Floats,
+    category_CF: Floats,
     history: UserHistory,
     device: str | None,
 ) -> RankerInputs:

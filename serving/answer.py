@@ -1,4 +1,4 @@
-"""A finished request: what was returned, on what grounds, and the same as protobuf and as a log record.
+"""A finished request: what was returned, on what grounds, and the same as protobuf.
 
 C candidates, S positions of the slate.
 """
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.slates import SlateCandidate, SlateItem, SlateRecord
 from features.user_state import UserState
 from models.item_table import Int32s
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
 from serving import ranking_pb2 as pb
 from serving.arms import Arm
+from serving.filters import Exclusions
 from serving.query import Query
-from serving.rerank import Move, RankedRows, by_score
+from serving.rerank import Contenders, Move, RankedRows, by_score
 from serving.retrieve import Retrieved
 from serving.score import SUNK_SCORE, Scored
 from serving.stages import STAGES, Progress
@@ -39,6 +39,10 @@ class Answer:
     """The candidates that passed the filters, in the order of `scored`."""
     scored: Scored
     rows: RankedRows
+    excluded: Exclusions | None = None
+    """What was filtered out; None for Rank, which filters nothing."""
+    contenders: Contenders | None = None
+    """What the rerank stage read; None where it did not run, and the order is the score's."""
     unknown_item_ids: tuple[str, ...] = ()
     next_page_token: str = ""
     rules_version: str = ""
@@ -125,64 +129,22 @@ def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
     for position, row in enumerate(answer.rows.row_S.tolist()):
         out[position] = pb.Explanation(
             rank_by_score=rank_of[row],
-            contributions=_contributions(answer.probabilities(row), answer.arm.value_weights),
+            contributions=contributions(answer.probabilities(row), answer.arm.value_weights),
             features={**user, **answer.features(row)},
             explored=bool(answer.rows.explored_S[position]),
             source_ranks=answer.source_ranks(row),
-            moves=[_proto_move(move) for move in answer.rows.moves if move.row == row],
+            moves=[proto_move(move) for move in answer.rows.moves if move.row == row],
         )
     return out
 
 
-def _proto_move(move: Move) -> pb.RerankMove:
+def proto_move(move: Move) -> pb.RerankMove:
+    """The move on the wire."""
     return pb.RerankMove(
         step=move.step, from_position=move.from_position, to_position=move.to_position, reason=move.reason
     )
 
 
-def _contributions(probabilities: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+def contributions(probabilities: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """What each head adds to the score."""
     return {head: p * weights.get(head, 0.0) for head, p in probabilities.items()}
-
-
-def to_record(answer: Answer) -> SlateRecord:
-    """The answer as it is logged: every candidate with its score, the returned items with their features."""
-    items = tuple(
-        SlateItem(
-            item_id=answer.item_id(row),
-            position=position,
-            score=answer.score(row),
-            propensity=float(answer.rows.propensity_S[position]),
-            sources=tuple(answer.source_ranks(row)),
-            probabilities=answer.probabilities(row),
-            features=answer.features(row),
-        )
-        for position, row in enumerate(answer.rows.row_S.tolist())
-    )
-    return SlateRecord(
-        request_id=answer.query.request_id,
-        user_id=answer.query.user_id,
-        served_at_ms=answer.served_at_ms,
-        surface=answer.query.surface,
-        bundle_id=answer.view.bundle.bundle_id,
-        arm=answer.arm.name,
-        degraded=tuple(f"{note.stage}: {note.reason}" for note in answer.progress.degraded),
-        snapshot_instant_ms=answer.view.snapshot_instant_ms,
-        newest_event_ms=answer.newest_event_ms,
-        user_features=answer.user_features(),
-        items=items,
-        candidates=_candidates(answer),
-    )
-
-
-def _candidates(answer: Answer) -> tuple[SlateCandidate, ...]:
-    merged = answer.retrieved.merged
-    sources_of = dict(zip(merged.item_index_C.tolist(), merged.from_source_CP, strict=True))
-    names = np.array(merged.source_names)
-    return tuple(
-        SlateCandidate(
-            item_id=answer.item_id(row),
-            score=answer.score(row),
-            sources=tuple(names[sources_of[item_index]].tolist()),
-        )
-        for row, item_index in enumerate(answer.item_index_C.tolist())
-    )

@@ -10,6 +10,9 @@ from serving.rerank import RerankConfig
 
 _RERANK = TypeAdapter(RerankConfig)
 
+QUOTAS_FOR = 300
+"""The number of scored candidates that the quotas are made for: sources overlap, and rerank needs a choice."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -55,6 +58,12 @@ class Arm:
         """Reads what `to_json` gave. Raises `TypeError` or `ValueError` for anything else."""
         rerank = values.get("rerank")
         return Arm(**{**values, "rerank": None if rerank is None else _RERANK.validate_python(rerank)})
+
+    def quotas_for(self, max_candidates: int) -> Mapping[str, int]:
+        """The quotas, more or fewer where another number of candidates than `QUOTAS_FOR` is scored at most."""
+        if max_candidates == QUOTAS_FOR:
+            return self.quotas
+        return {name: -(-quota * max_candidates // QUOTAS_FOR) for name, quota in self.quotas.items()}
 
 
 MILLRACE = Arm(

@@ -4,15 +4,17 @@ Where the caller uses OpenTelemetry and a span is current, the service's spans c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from features.events import Event
 from serving import ranking_pb2 as pb
 from serving import ranking_pb2_grpc
+from serving.tls import ClientTls
 from serving.trace_context import trace_metadata
 
 DEFAULT_TIMEOUT_S = 1.0
@@ -21,15 +23,28 @@ _RETRY = (
     '"maxAttempts": 3, "initialBackoff": "0.05s", "maxBackoff": "0.5s", "backoffMultiplier": 2, '
     '"retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]}}]}'
 )
-"""All calls only read, so they may be sent again. gRPC adds jitter to the backoff."""
+"""All calls may be sent again, within the deadline: they only read, or send events whose ids make them count once.
+gRPC adds jitter to the backoff, and waits as long as the service says in `grpc-retry-pushback-ms` (gRFC A6)."""
 
 
 class RankingError(RuntimeError):
     """The service refused or did not answer; `code` is the gRPC status's name, such as `INVALID_ARGUMENT`."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_ms: int | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self.retry_after_ms = retry_after_ms
+        """After how long the service would take the call again, where it says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankMove:
+    """One step of the rerank stage; the fields are those of `RerankMove` in ranking.proto."""
+
+    step: str
+    from_position: int
+    to_position: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,12 @@ class RankedItem:
     """Head to its share of the score; empty unless the request asked for an explanation."""
     features: Mapping[str, float]
     """Windowed features that the ranker read; empty unless the request asked for an explanation."""
+    rank_by_score: int | None = None
+    """Position by score alone; None unless the request asked for an explanation."""
+    source_ranks: Mapping[str, int] = field(default_factory=dict)
+    """Rank within each source; empty unless the request asked for an explanation."""
+    moves: tuple[RerankMove, ...] = ()
+    """The steps of the rerank stage that moved it; empty unless the request asked for an explanation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +95,70 @@ class Slate:
     """Gives the next page to `recommend`; empty where the scroll ends."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ItemTrace:
+    """What became of one item; the fields are those of `ItemTrace` in ranking.proto."""
+
+    item_id: str
+    shown: bool
+    dropped_by: str
+    reason: str
+    score: float | None
+    needed_score: float | None
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestExplanation:
+    """A past answer, its items explained; the fields are those of `RequestExplanation` in ranking.proto."""
+
+    slate: Slate
+    traces: tuple[ItemTrace, ...]
+    full_features: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRefusal:
+    """An event that was not taken; the fields are those of `EventRefusal` in ranking.proto."""
+
+    index: int
+    reason: str
+    retry: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedbackResult:
+    """What became of the events; the fields are those of `FeedbackResponse` in ranking.proto."""
+
+    accepted: int
+    refused: tuple[EventRefusal, ...]
+
+
+def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
+    """A connection that retries; without `tls` in the clear. Raises `TlsError` when a file cannot be used."""
+    options = (("grpc.service_config", _RETRY), ("grpc.enable_retries", 1))
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, tls.credentials(), options=options)
+
+
 class RankingClient:
     """One channel to one service; safe for use by several threads. Close it, or use it as a context manager."""
 
-    def __init__(self, address: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """`address` is `host:port`. Connects at the first call."""
-        options = (("grpc.service_config", _RETRY), ("grpc.enable_retries", 1))
-        self._channel = grpc.insecure_channel(address, options=options)
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        *,
+        api_key: str = "",
+        tls: ClientTls | None = None,
+    ) -> None:
+        """`address` is `host:port`; `api_key` goes with each call; without `tls` the connection is in the clear.
+
+        Connects at the first call. Raises `TlsError` when a file cannot be used.
+        """
+        self._channel = open_channel(address, tls)
+        self._key = (("x-api-key", api_key),) if api_key else ()
         self._stub = ranking_pb2_grpc.RankingServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._timeout_s = timeout_s
@@ -169,6 +247,22 @@ class RankingClient:
         )
         return self._called(self._stub.Similar, request, timeout_s)
 
+    def explain(
+        self, request_id: str, item_ids: Sequence[str] = (), *, timeout_s: float | None = None
+    ) -> RequestExplanation:
+        """A past answer explained, with traces of more items. Raises `RankingError`."""
+        request = pb.ExplainRequest(request_id=request_id, item_ids=item_ids)
+        found: pb.RequestExplanation = self._answer(self._stub.Explain, request, timeout_s)
+        traces = tuple(_trace(each) for each in found.traces)
+        return RequestExplanation(slate=_slate(found.slate), traces=traces, full_features=found.full_features)
+
+    def feedback(self, events: Sequence[Event], *, timeout_s: float | None = None) -> FeedbackResult:
+        """Sends at most 500 events; those refused with `retry` may be sent again. Raises `RankingError`."""
+        request = pb.FeedbackRequest(events=[pb.UserEvent(**_set_fields(event)) for event in events])
+        got: pb.FeedbackResponse = self._answer(self._stub.Feedback, request, timeout_s)
+        refused = (EventRefusal(index=each.index, reason=each.reason, retry=each.retry) for each in got.refused)
+        return FeedbackResult(accepted=got.accepted, refused=tuple(refused))
+
     def serving(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> bool:
         """Whether the service is there and has a bundle."""
         try:
@@ -195,11 +289,17 @@ class RankingClient:
         request: pb.RecommendRequest | pb.RankRequest | pb.SimilarRequest,
         timeout_s: float | None,
     ) -> Slate:
+        return _slate(self._answer(method, request, timeout_s))
+
+    def _answer(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """The method's own answer message; grpcio knows no types of a method."""
         try:
             timeout_s = self._timeout_s if timeout_s is None else timeout_s
-            return _slate(method(request, timeout=timeout_s, metadata=trace_metadata()))
+            return method(request, timeout=timeout_s, metadata=(*self._key, *trace_metadata()))
         except grpc.RpcError as error:
-            raise RankingError(error.code().name, error.details() or "no details") from error
+            hint = dict(error.trailing_metadata() or ()).get("retry-after-ms")
+            retry_after_ms = None if hint is None else int(hint)
+            raise RankingError(error.code().name, error.details() or "no details", retry_after_ms) from error
 
 
 def _slate(slate: pb.Slate) -> Slate:
@@ -238,4 +338,28 @@ def _item(item: pb.RankedItem) -> RankedItem:
         explored=item.explanation.explored,
         contributions=dict(item.explanation.contributions),
         features=dict(item.explanation.features),
+        rank_by_score=item.explanation.rank_by_score if item.HasField("explanation") else None,
+        source_ranks=dict(item.explanation.source_ranks),
+        moves=tuple(
+            RerankMove(step=m.step, from_position=m.from_position, to_position=m.to_position, reason=m.reason)
+            for m in item.explanation.moves
+        ),
     )
+
+
+def _trace(found: pb.ItemTrace) -> ItemTrace:
+    return ItemTrace(
+        item_id=found.item_id,
+        shown=found.shown,
+        dropped_by=found.dropped_by,
+        reason=found.reason,
+        score=found.score if found.HasField("score") else None,
+        needed_score=found.needed_score if found.HasField("needed_score") else None,
+        sources=tuple(found.sources),
+    )
+
+
+def _set_fields(event: Event) -> dict[str, Any]:
+    """The fields of the event that are on the wire; the service knows the schema's version."""
+    fields = {name: value for name, value in vars(event).items() if value is not None and name != "schema_version"}
+    return {**fields, "event_type": str(event.event_type)}

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from models.item_table import ItemTable
 from serving.bundles import BundleWatcher
+from serving.follower import Follower
 from serving.live import Live
 from serving.metrics import Metrics
-from serving.upkeep import Upkeep
 
 
 class Connection(Protocol):
@@ -28,14 +28,14 @@ class Gauges:
         metrics: Metrics,
         live: Live,
         watcher: BundleWatcher,
-        upkeep: Upkeep,
+        follower: Follower,
         slates: Connection | None,
         clock_ms: Callable[[], int],
     ) -> None:
         self._metrics = metrics
         self._live = live
         self._watcher = watcher
-        self._upkeep = upkeep
+        self._follower = follower
         self._slates = slates
         self._clock_ms = clock_ms
         self._catalogue: ItemTable | None = None
@@ -56,8 +56,8 @@ class Gauges:
         metrics.on_earlier_champion.set(self._watcher.on_earlier_champion)
         metrics.experiments_refused.set(self._watcher.experiments_refused)
         metrics.records_refused.labels("items").set(self._live.items_refused)
-        metrics.records_refused.labels("tiles").set(self._upkeep.tiles_refused)
-        for topic, connected in self._upkeep.connected.items():
+        metrics.records_refused.labels("tiles").set(self._follower.tiles_refused)
+        for topic, connected in self._follower.connected.items():
             metrics.kafka_connected.labels(topic).set(connected)
         if self._slates is not None:
             metrics.kafka_connected.labels("slates").set(self._slates.connected)

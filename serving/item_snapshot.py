@@ -3,13 +3,15 @@
 The snapshot is filled once from the store's tile rows, then kept current from the item tile topic. What is
 touched is finalised anew each second, everything each minute, because values also decay with time.
 
-I items, R creators, A categories known to the tiles; F features of the entity in `features.specs` order.
+G ids of an entity known to the tiles, X = G + 1 rows; F features of the entity in `features.specs` order.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from features.algebra import Finaliser, Float64s, Int64s, TileRows
 from features.specs import Entity, features_of
@@ -19,27 +21,29 @@ from serving.tile_table import Key, TileTable, no_rows
 
 ENTITIES = ITEM_TILES.entities
 """ITEM, CREATOR, CATEGORY: what is finalised from item tiles."""
+Floats = npt.NDArray[np.floating[Any]]
 _KEY_FIELD = {Entity.ITEM: 0, Entity.CATEGORY: 1, Entity.CREATOR: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntityFeatures:
-    """One entity's finalised features: row `index[id]` of `values_GF`; an id without tiles has `empty_F`."""
+    """One entity's finalised features: a row an id, then the row of ids without tiles, which the row -1 thus means.
 
+    `ids` and `index` are shared with later snapshots and may have grown since; the first `len(features)` ids count.
+    """
+
+    ids: list[str]
     index: Mapping[str, int]
-    values_GF: Float64s
-    empty_F: Float64s
+    """Id to row."""
+    values_XF: Floats
+
+    def __len__(self) -> int:
+        return len(self.values_XF) - 1
 
     def rows(self, ids: Sequence[str]) -> Int64s:
-        """The row of each id, -1 where it has no tiles. Stays right for later snapshots of the same `size`."""
-        return np.fromiter((self.index.get(name, -1) for name in ids), np.int64, len(ids))
-
-    def take(self, rows: Int64s) -> Float64s:
-        """`[len(rows), F]`, `empty_F` where a row is -1."""
-        out = np.repeat(self.empty_F[None, :], len(rows), axis=0)
-        known = (rows >= 0) & (rows < len(self.values_GF))
-        out[known] = self.values_GF[rows[known]]
-        return out
+        """The row of each id, -1 where it has no tiles. Stays right for later snapshots with the same `ids`."""
+        rows = np.fromiter((self.index.get(name, -1) for name in ids), np.int64, len(ids))
+        return np.where(rows < len(self), rows, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class _EntityState:
         self._field = _KEY_FIELD[entity]
         self._keys_of: list[list[int]] = []
         self.group_of_key: list[int] = []
+        self.ids: list[str] = []
         self.index: dict[str, int] = {}
         self.touched: set[int] = set()
         nothing = no_rows(ITEM_TILES)
@@ -65,8 +70,9 @@ class _EntityState:
         self.values_GF = self.empty_F[None, :][:0]
 
     def add_key(self, p: int, key: Key) -> None:
-        group = self.index.setdefault(key[self._field], len(self.index))
-        if group == len(self._keys_of):
+        group = self.index.setdefault(key[self._field], len(self.ids))
+        if group == len(self.ids):
+            self.ids.append(key[self._field])
             self._keys_of.append([])
         self._keys_of[group].append(p)
         self.group_of_key.append(group)
@@ -149,7 +155,9 @@ class ItemSnapshot:
 
     def _features(self, instant_ms: int) -> SnapshotFeatures:
         by_entity = {
-            entity: EntityFeatures(index=state.index, values_GF=state.values_GF.copy(), empty_F=state.empty_F)
+            entity: EntityFeatures(
+                ids=state.ids, index=state.index, values_XF=np.vstack([state.values_GF, state.empty_F])
+            )
             for entity, state in self._states.items()
         }
         return SnapshotFeatures(instant_ms=instant_ms, by_entity=by_entity)

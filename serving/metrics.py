@@ -1,4 +1,4 @@
-"""What the service counts, in the Prometheus text format on the loopback interface.
+"""What a worker counts; the parent adds up and answers scrapes (`serving.server`).
 
 Labels have few values each: methods, gRPC codes, stages, sources of the bundle, words of a fixed set, and the bundles
 of one run. Each gauge says how the processes of one service are merged (`prometheus_client`'s multiprocess mode): the
@@ -7,8 +7,9 @@ worst of them where one can be worse than the others.
 
 from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from serving.guard_metrics import GuardMetrics
 from serving.observation import Observation
 from serving.stages import HYDRATE, STAGES
 from serving.users import UserReadError
@@ -46,6 +47,7 @@ class Metrics:
         self._add_slates(registry)
         self._add_bundle(registry)
         self._add_parts(registry)
+        self.guard = GuardMetrics(registry)
         self._add_rules(registry)
         self._add_experiments(registry)
         self._start_at_zero()
@@ -65,7 +67,7 @@ class Metrics:
         self.store_errors = Counter(
             "ranking_store_errors",
             "Answers for which the online store said nothing of the user, by why: timeout, failed, closed (left "
-            "alone after a failure), busy (too many reads under way).",
+            "alone after failures), busy (too many reads under way), no_time (the deadline was near).",
             ["kind"],
             registry=registry,
         )
@@ -113,6 +115,18 @@ class Metrics:
             registry=registry,
         )
         self.slates = Counter("ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=registry)
+        self.logged_requests = Counter(
+            "ranking_logged_requests",
+            "Requests by fate in their log: kept, dropped.",
+            ["fate"],
+            registry=registry,
+        )
+        self.feedback_events = Counter(
+            "ranking_feedback_events",
+            "Events of Feedback by fate: accepted, refused, unacknowledged.",
+            ["fate"],
+            registry=registry,
+        )
         self.spans = Counter(
             "ranking_spans", "Trace spans by fate: sent, failed, dropped.", ["fate"], registry=registry
         )
@@ -257,16 +271,14 @@ class Metrics:
         for fate in FATES:
             self.slates.labels(fate)
             self.spans.labels(fate)
+        for fate in ("kept", "dropped"):
+            self.logged_requests.labels(fate)
         for stage in STAGES:
             self.degraded.labels(stage)
         for fate in SHADOW_FATES:
             self.shadow.labels(fate)
         for kind in UserReadError.KINDS:
             self.store_errors.labels(kind)
-
-    def serve(self, port: int) -> None:
-        """Answers scrapes on 127.0.0.1. Raises `OSError` when the port is taken."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
 
     def use_bundle(self, bundle_id: str, switch_s: float | None = None) -> None:
         """Marks the bundle in use, and how long it took to switch to it."""

@@ -4,10 +4,10 @@ Each stage has a limit within the caller's deadline and a fallback; what fell ba
 
 | stage | limit | fallback |
 |---|---|---|
-| hydrate | `hydrate_ms`, at most half of what is left | a user without events |
+| hydrate | `hydrate_ms`, at most half of what is left; not begun below `min_hydrate_ms` | a user without events |
 | retrieve | no further source once `score_reserve_ms` is all that is left | the other sources, popular, newest |
 | filter | in memory | none: without the user's state there is nothing seen or hidden to filter |
-| score | not begun with less than `min_score_ms` left | the retrieval's order |
+| score | not begun below `min_score_ms`, nor when it would end late by what it has cost | the retrieval's order |
 | rerank | not begun past the deadline | the order of the scores, without pins |
 | side effects | never waits | counted, and named in the answer |
 
@@ -27,21 +27,25 @@ from models.item_table import UNKNOWN, Int32s
 from models.sources.base import Float32s, RetrievalRequest
 from serving.answer import Answer
 from serving.arms import Arm
+from serving.cost import Cost
 from serving.filters import SEEN_WINDOW_MS, Bools, Exclusions, exclusions
 from serving.paging import ItemHashes
 from serving.query import Query
-from serving.rerank import RankedRows, RerankConfig, by_score, draw_rng, rerank
+from serving.rerank import Contenders, RankedRows, RerankConfig, by_score, draw_rng, rerank
 from serving.rerank_inputs import contenders
 from serving.retrieve import Retrieved, of_request, retrieve
 from serving.rule_index import PinnedItem, RuleIndex, RuleIndexes
 from serving.rules import NO_RULES, Audience, Rules
 from serving.score import Scored, score, unranked
 from serving.similar import similar_items
-from serving.stages import FILTER, HYDRATE, RERANK, RETRIEVE, SCORE, SIDE_EFFECTS, Progress
+from serving.stages import ADMIT, FILTER, HYDRATE, RERANK, RETRIEVE, SCORE, SIDE_EFFECTS, Progress
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
 
 _log = logging.getLogger(__name__)
+
+HEADROOM = 0.8
+"""Of the time left for scoring, what candidates are cut to fit: some goes by before it begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class PipelineConfig:
     min_candidates: int = 100
     """Below it the popular source and the catalogue fill up."""
     hydrate_ms: float = 25.0
+    min_hydrate_ms: float = 1.0
+    """With less there is no use in asking the store."""
     score_reserve_ms: float = 8.0
     min_score_ms: float = 3.0
     seen_window_ms: int = SEEN_WINDOW_MS
@@ -66,6 +72,10 @@ class PipelineConfig:
             )
         if self.seen_window_ms < 0:
             raise ValueError(f"pipeline: got seen_window_ms={self.seen_window_ms}; allowed: from 0.")
+
+    def limit(self, share: float) -> int:
+        """How many candidates are scored at most while the service has room for that share of the optional ones."""
+        return self.min_candidates + round(share * (self.max_candidates - self.min_candidates))
 
 
 class Users(Protocol):
@@ -126,6 +136,9 @@ class Pipeline:
         self._slates = slates
         self._config = config
         self._clock_ms = clock_ms
+        self._score_cost = Cost()
+        self.answer_cost = Cost()
+        """Of a finished request, from its last stage to its message, by the items in it."""
         self._rules = rules
         self._rule_indexes = RuleIndexes()
         self._hashes = ItemHashes()
@@ -145,11 +158,13 @@ class Pipeline:
         with progress.stage(SCORE):
             scored = self._score(request, item_index_C, retrieval_score_C)
         with progress.stage(RERANK):
-            rows = self._rerank(request, retrieved, item_index_C, scored, pinned)
+            rows, contended = self._rerank(request, retrieved, item_index_C, scored, pinned)
             if request.arm.uniform:
-                rows = _uniform(rows, excluded.eligible)
+                rows = uniform(rows, excluded.eligible)
         token = _next_page_token(request, excluded, item_index_C, rows)
-        return self._finished(request, retrieved, item_index_C, scored, rows, next_page_token=token)
+        return self._finished(
+            request, retrieved, item_index_C, scored, rows, excluded=excluded, contenders=contended, token=token
+        )
 
     def similar(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The neighbours of an item, in the order of the merge; what is popular for an item without any."""
@@ -167,7 +182,7 @@ class Pipeline:
         with progress.stage(RERANK):
             scored = unranked(retrieval_score_C)
             rows = by_score(scored.score_C, query.count)
-        return self._finished(request, retrieved, item_index_C, scored, rows)
+        return self._finished(request, retrieved, item_index_C, scored, rows, excluded=excluded)
 
     def rank(self, view: LiveView, query: Query, progress: Progress) -> Answer:
         """The caller's own items by score; without the ranker in the caller's order."""
@@ -187,13 +202,7 @@ class Pipeline:
     def _hydrate(self, view: LiveView, query: Query, progress: Progress) -> _Hydrated:
         view, instant_ms = _chosen(view, query, progress), self._clock_ms()
         with progress.stage(HYDRATE):
-            state = unknown_user(query.user_id, instant_ms)
-            if query.user_id:
-                timeout_ms = min(self._config.hydrate_ms, max(progress.remaining_ms(), 0.0) / 2)
-                try:
-                    state = self._users.read(query.user_id, instant_ms, timeout_ms)
-                except UserReadError as error:
-                    progress.degrade(HYDRATE, str(error), error.kind)
+            state = self._user(query.user_id, instant_ms, progress)
             history = user_history(state.history, view.item_table)
         for note in view.notes:
             progress.degrade(RETRIEVE, note)
@@ -215,6 +224,43 @@ class Pipeline:
             history=history,
             rng=np.random.default_rng(int.from_bytes(query.request_id.encode())),
         )
+
+    def _user(self, user_id: str, instant_ms: int, progress: Progress) -> UserState:
+        if progress.user is not None:
+            return progress.user
+        if not user_id:
+            return unknown_user(user_id, instant_ms)
+        timeout_ms = min(self._config.hydrate_ms, progress.remaining_ms() / 2)
+        try:
+            if timeout_ms < self._config.min_hydrate_ms:
+                raise UserReadError("no time left to read the user", "no_time")
+            progress.user = self._users.read(user_id, instant_ms, timeout_ms)
+        except UserReadError as error:
+            progress.degrade(HYDRATE, str(error), error.kind)
+            return unknown_user(user_id, instant_ms)
+        return progress.user
+
+    def _limit(self, request: _Hydrated, eligible: int) -> int:
+        """How many of the eligible candidates are scored: fewer when the service is busy or the deadline near, but
+        never fewer than the caller wants, and no fewer than `min_candidates` because it is busy.
+        """
+        config, query, progress = self._config, request.query, request.progress
+        plenty = min(max(config.max_candidates, query.count), eligible)
+        limit = min(max(config.limit(progress.share), query.count), plenty)
+        if limit < plenty and request.arm.ranked:
+            progress.degrade(ADMIT, f"the service is busy: {plenty - limit} of {plenty} candidates were not scored")
+        if not request.arm.ranked:
+            return plenty
+        left_ms = self._score_ms(request) * HEADROOM
+        fitting = self._score_cost.fitting(request.view.bundle.bundle_id, limit, left_ms)
+        if min(query.count, limit) <= fitting < limit:
+            progress.degrade(SCORE, f"little time left: {limit - fitting} of {limit} candidates were not scored")
+            return fitting
+        return limit
+
+    def _score_ms(self, request: _Hydrated) -> float:
+        """How long scoring may take so that the answer is on time, by what finishing it has cost."""
+        return request.progress.remaining_ms() - self.answer_cost.estimate_ms("", request.query.count)
 
     def _exclusions(self, request: _Hydrated, reason: str, mask_I: Bools | None) -> Exclusions:
         """What is filtered out, with what one more reason leaves out."""
@@ -238,8 +284,8 @@ class Pipeline:
         self, request: _Hydrated, retrieved: Retrieved, excluded: Exclusions, pinned: tuple[PinnedItem, ...]
     ) -> tuple[Int32s, Float32s]:
         """The candidates that pass the filters and their retrieval scores, up to the limit, the pinned ones first."""
-        limit = max(self._config.max_candidates, request.query.count)
         row_C = np.flatnonzero(excluded.keep(retrieved.merged.item_index_C))
+        limit = self._limit(request, len(row_C))
         if pinned:
             pinned_C = np.isin(retrieved.merged.item_index_C[row_C], [pin.item_index for pin in pinned])
             row_C = row_C[np.argsort(~pinned_C, kind="stable")]
@@ -250,7 +296,8 @@ class Pipeline:
         wanted = max(request.query.count, self._config.min_candidates) if arm.reranked else request.query.count
         reserve_ms = self._config.score_reserve_ms if arm.ranked else 0.0
         asked = self._asked(request, excluded)
-        return retrieve(view.bundle.sources, asked, arm, wanted, reserve_ms, request.progress)
+        quotas = arm.quotas_for(self._config.max_candidates)
+        return retrieve(view.bundle.sources, asked, quotas, wanted, reserve_ms, request.progress)
 
     def _asked(self, request: _Hydrated, excluded: Exclusions) -> RetrievalRequest:
         view, instant_ms = request.view, request.state.instant_ms
@@ -273,9 +320,12 @@ class Pipeline:
         progress, query = request.progress, request.query
         if not request.arm.ranked:
             return fallback
-        if progress.remaining_ms() < self._config.min_score_ms:
+        bundle_id, left_ms = request.view.bundle.bundle_id, self._score_ms(request)
+        fitting = self._score_cost.fitting(bundle_id, len(item_index_C), left_ms)
+        if fitting < len(item_index_C) or left_ms < self._config.min_score_ms:
             progress.degrade(SCORE, "no time left for the ranker: items are in the order of retrieval")
             return fallback
+        started_s = progress.monotonic_s()
         try:
             weights = request.arm.value_weights
             scored = score(request.view, request.state, request.history, item_index_C, query.device, weights)
@@ -283,6 +333,8 @@ class Pipeline:
             _log.exception("the ranker failed")
             progress.degrade(SCORE, f"the ranker failed ({type(error).__name__}): items are in the order of retrieval")
             return fallback
+        spent_ms = (progress.monotonic_s() - started_s) * 1000
+        self._score_cost.observe(bundle_id, len(item_index_C), spent_ms)
         if scored.sunk:
             progress.degrade(SCORE, f"{scored.sunk} of {len(item_index_C)} scores were not finite and sank")
         return scored
@@ -294,17 +346,18 @@ class Pipeline:
         item_index_C: Int32s,
         scored: Scored,
         pinned: tuple[PinnedItem, ...],
-    ) -> RankedRows:
+    ) -> tuple[RankedRows, Contenders | None]:
         query, progress = request.query, request.progress
         if not request.arm.reranked:
-            return by_score(scored.score_C, query.count)
+            return by_score(scored.score_C, query.count), None
         if progress.remaining_ms() <= 0:
             progress.degrade(RERANK, "no time left: items are in the order of their scores")
-            return by_score(scored.score_C, query.count)
+            return by_score(scored.score_C, query.count), None
         try:
             effects = request.rules.effects(request.audience, item_index_C, pinned)
+            contended = contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms)
             rows = rerank(
-                contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms),
+                contended,
                 query.count,
                 request.arm.rerank or self._config.rerank,
                 draw_rng(query.request_id) if query.explore else None,
@@ -313,10 +366,10 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a slate in the order of the scores is better than none
             _log.exception("the rerank failed", extra={"request_id": query.request_id})
             progress.degrade(RERANK, f"it failed ({type(error).__name__}): items are in the order of their scores")
-            return by_score(scored.score_C, query.count)
+            return by_score(scored.score_C, query.count), None
         explored = int(np.count_nonzero(rows.explored_S))
         progress.placed = {"explored": explored, "pinned": len(effects.pins), "deduplicated": rows.deduplicated}
-        return rows
+        return rows, contended
 
     def _finished(
         self,
@@ -326,9 +379,12 @@ class Pipeline:
         scored: Scored,
         rows: RankedRows,
         *,
+        excluded: Exclusions | None = None,
+        contenders: Contenders | None = None,
         unknown_item_ids: tuple[str, ...] = (),
-        next_page_token: str = "",
+        token: str = "",
     ) -> Answer:
+        request.progress.claim.take()
         answer = Answer(
             query=request.query,
             arm=request.arm,
@@ -341,8 +397,10 @@ class Pipeline:
             item_index_C=item_index_C,
             scored=scored,
             rows=rows,
+            excluded=excluded,
+            contenders=contenders,
             unknown_item_ids=unknown_item_ids,
-            next_page_token=next_page_token,
+            next_page_token=token,
             rules_version=request.rules.rules.version,
         )
         with request.progress.stage(SIDE_EFFECTS):
@@ -364,7 +422,7 @@ def _chosen(view: LiveView, query: Query, progress: Progress) -> LiveView:
     return found or view
 
 
-def _uniform(rows: RankedRows, eligible: int) -> RankedRows:
+def uniform(rows: RankedRows, eligible: int) -> RankedRows:
     """The propensities of a draw without replacement: one in what is left at each position."""
     left_S = np.maximum(eligible - np.arange(len(rows.row_S)), 1)
     return replace(rows, propensity_S=1.0 / left_S)

@@ -31,7 +31,7 @@ def contenders(
         age_ms_C=instant_ms - table.published_at_ms[item_index_C],
         explorable_C=np.isin(item_index_C, [] if explorable is None else explorable.item_index),
         click_probability_C=np.asarray(scored.probabilities.get("click", unscored_C), np.float64),
-        clicks_C=view.item_IF[item_index_C, _CLICKS],
-        impressions_C=view.item_IF[item_index_C, _IMPRESSIONS],
+        clicks_C=view.items.column(_CLICKS, item_index_C).astype(np.float64),
+        impressions_C=view.items.column(_IMPRESSIONS, item_index_C).astype(np.float64),
         rules=rules,
     )

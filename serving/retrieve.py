@@ -7,9 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from models.sources.base import Candidates, Int32s, RetrievalRequest, Source, top
+from models.sources.base import EMPTY, Candidates, Int32s, RetrievalRequest, Source, top
 from models.sources.merge import Merged, merge
-from serving.arms import Arm
 from serving.stages import RETRIEVE, Progress
 
 _log = logging.getLogger(__name__)
@@ -59,18 +58,18 @@ class Retrieved:
 def retrieve(
     sources: Mapping[str, Source],
     request: RetrievalRequest,
-    arm: Arm,
+    quotas: Mapping[str, int],
     wanted: int,
     reserve_ms: float,
     progress: Progress,
 ) -> Retrieved:
-    """Asks each source of the arm for its quota; a source that fails, or has no time left, degrades the stage.
+    """Asks each source for its quota; a source that fails, or has no time left, degrades the stage.
 
     Below `wanted` candidates the popular source, then the newest eligible items, fill up: a slate is short only
     when the catalogue is. `reserve_ms` is what the stages after this one need.
     """
     by_source: dict[str, Candidates] = {}
-    for name, quota in arm.quotas.items():
+    for name, quota in quotas.items():
         if progress.remaining_ms() < reserve_ms:
             progress.degrade(RETRIEVE, f"no time left for the source {name}")
             progress.asked(name, "no_time", progress.monotonic_s())
@@ -120,11 +119,19 @@ def ask(name: str, source: Callable[[], Candidates], progress: Progress) -> Cand
 def _filled(
     sources: Mapping[str, Source], request: RetrievalRequest, found_C: Int32s, wanted: int, progress: Progress
 ) -> dict[str, Candidates]:
+    """The popular source's candidates, and the trending one's where nothing was found at all; should they fail, what
+    is popular and trending by the item features in memory; then the newest items.
+    """
     more: dict[str, Candidates] = {}
-    popular = _candidates(sources, "popular", request, wanted, progress)
-    if popular is not None and len(popular):
-        more["popular"] = popular
-        found_C = np.union1d(found_C, popular.item_index)
+    for name in ("popular",) if len(found_C) else ("trending", "popular"):
+        found = _candidates(sources, name, request, wanted, progress)
+        if found is None:
+            progress.degrade(RETRIEVE, f"what is {name} is taken from the item features in memory")
+            found = _from_memory(name, request, wanted)
+        if len(found):
+            more[name] = found
+    for found in more.values():
+        found_C = np.union1d(found_C, found.item_index)
     if len(found_C) < wanted:
         left_I = request.allowed_I.copy()
         left_I[found_C] = False
@@ -132,3 +139,9 @@ def _filled(
         if len(newest):
             more[CATALOGUE] = newest
     return more
+
+
+def _from_memory(name: str, request: RetrievalRequest, wanted: int) -> Candidates:
+    """The allowed items with most clicks of late, or with most impressions; none where the features say nothing."""
+    count_I = request.trending_score_I if name == "trending" else request.impressions_I
+    return EMPTY if count_I is None else top(count_I, request.allowed_I & (count_I > 0), wanted)

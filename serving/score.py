@@ -69,9 +69,9 @@ def assemble(view: LiveView, state: UserState, history: UserHistory, item_index_
         instant_ms=state.instant_ms,
         user_features_F=state.features_F,
         user_category_CF=_user_category_AF(view, state)[category_C],
-        item_CF=view.item_IF[item_index_C],
-        creator_CF=view.creator_RF[creator_C],
-        category_CF=view.category_AF[category_C],
+        item_CF=view.items.take(item_index_C),
+        creator_CF=view.creators.take(creator_C),
+        category_CF=view.categories.take(category_C),
         history=history,
         device=device or None,
     )

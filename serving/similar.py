@@ -38,7 +38,7 @@ def similar_items(
         return Retrieved(merged=merge(by_source), by_source=by_source)
     why = "the catalogue does not know the item" if item_index is None else "no other eligible item is like it"
     progress.degrade(RETRIEVE, f"{why}: items are in the order of popularity")
-    return retrieve(sources, request, POPULAR, wanted, 0.0, progress)
+    return retrieve(sources, request, POPULAR.quotas, wanted, 0.0, progress)
 
 
 def _neighbours(sources: Mapping[str, Source]) -> dict[str, Neighbours]:

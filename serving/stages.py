@@ -6,14 +6,19 @@ The same record is what metrics, traces and logs say of the request once it is o
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
+from typing import Self
 
+from features.user_state import UserState
+
+ADMIT = "admit"
 HYDRATE = "hydrate"
 RETRIEVE = "retrieve"
 FILTER = "filter"
 SCORE = "score"
 RERANK = "rerank"
 SIDE_EFFECTS = "side_effects"
-STAGES = (HYDRATE, RETRIEVE, FILTER, SCORE, RERANK, SIDE_EFFECTS)
+STAGES = (ADMIT, HYDRATE, RETRIEVE, FILTER, SCORE, RERANK, SIDE_EFFECTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,22 @@ SOURCE_OUTCOMES = ("found", "empty", "failed", "absent", "no_time")
 """With candidates, without, broken, not in the bundle, and not asked since the deadline was near."""
 
 
+class SupersededError(RuntimeError):
+    """Another attempt at the same request has answered it: this one must have no effects."""
+
+
+class Claim:
+    """The right to answer a request, which is given once. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._taken = Lock()
+
+    def take(self) -> None:
+        """Takes the right. Raises `SupersededError` when it is gone."""
+        if not self._taken.acquire(blocking=False):
+            raise SupersededError
+
+
 @dataclass(kw_only=True)
 class Progress:
     """The clockwork of one request. `monotonic_s` is any clock that never goes back."""
@@ -66,6 +87,11 @@ class Progress:
     """Items of the catalogue that each reason left out (`serving.filters.REASONS`)."""
     placed: Mapping[str, int] = field(default_factory=dict)
     """Positions of the slate that were "explored" or "pinned", and candidates that were "deduplicated"."""
+    share: float = 1.0
+    """Of the optional candidates, how many a busy service scores (`serving.admission`)."""
+    claim: Claim = field(default_factory=Claim)
+    user: UserState | None = None
+    """What the store said of the user, once it has."""
 
     def remaining_ms(self) -> float:
         """Milliseconds to the deadline; negative past it."""
@@ -84,9 +110,25 @@ class Progress:
         try:
             yield
         finally:
-            ended_s = self.monotonic_s()
-            self.stage_ms[name] = self.stage_ms.get(name, 0.0) + (ended_s - started_s) * 1000
-            self.blocks.append(Block(stage=name, start_s=started_s, end_s=ended_s))
+            self.took(name, started_s)
+
+    def took(self, name: str, started_s: float) -> None:
+        """Adds the time from `started_s` until now to the stage's."""
+        ended_s = self.monotonic_s()
+        self.stage_ms[name] = self.stage_ms.get(name, 0.0) + (ended_s - started_s) * 1000
+        self.blocks.append(Block(stage=name, start_s=started_s, end_s=ended_s))
+
+    def hurried(self) -> Self:
+        """Another attempt at the same request with no time left: it reads what is in memory, and what the first has
+        heard from the store. Only one of the two may answer.
+        """
+        return type(self)(
+            monotonic_s=self.monotonic_s,
+            deadline_s=self.monotonic_s(),
+            degraded=list(self.degraded),
+            claim=self.claim,
+            user=self.user,
+        )
 
     def asked(self, source: str, outcome: str, started_s: float, candidates: int = 0) -> None:
         """Notes a call of a source that began at `started_s` and ends now."""

@@ -1,17 +1,18 @@
-"""The thread that keeps the view current: item tiles and catalogue records in, finalised features out."""
+"""The keeper's work: item tiles in, finalised item features out."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event
+from typing import Protocol
 
 from features import specs
 from features.backends import Backend
 from features.names import MS_PER_MINUTE, MS_PER_SECOND, Topics
 from features.tile_rows import TileError, parse_tile
 from features.tiles import DAY_RETENTION_MS, ITEM_TILES
-from serving.item_snapshot import ItemSnapshot
-from serving.live import Live
+from serving.item_snapshot import ItemSnapshot, SnapshotFeatures
+from serving.snapshot_files import KeeperReport
 from serving.topic_tail import TopicTail
 
 _log = logging.getLogger(__name__)
@@ -20,12 +21,24 @@ TOUCHED_EVERY_MS = MS_PER_SECOND
 ALL_EVERY_MS = MS_PER_MINUTE
 CHECK_EVERY_MS = 5 * MS_PER_SECOND
 FOLLOW_EVERY_MS = MS_PER_SECOND
+BEAT_EVERY_MS = MS_PER_SECOND
 POLL_S = 0.05
-_FEATURES, _CATALOGUE = "item features", "catalogue"
+
+
+class Publication(Protocol):
+    """Where the features go (`serving.snapshot_files.SnapshotWriter`)."""
+
+    def publish(self, features: SnapshotFeatures) -> None:
+        """Takes newly finalised features."""
+        ...
+
+    def beat(self, report: KeeperReport) -> None:
+        """Makes them visible. A sign of life."""
+        ...
 
 
 class Upkeep:
-    """Owns the item snapshot and the tails of its topics.
+    """Owns the item snapshot and the tail of its topic.
 
     The snapshot starts from the store's rows and the offsets stored with them. Without the store it is read from
     the beginning of the compacted tile topic, which holds the same rows; without Kafka it stays as the store had it.
@@ -35,60 +48,44 @@ class Upkeep:
     def __init__(
         self,
         *,
-        live: Live,
+        publication: Publication,
         open_store: Callable[[str], Backend],
         bootstrap_servers: str | None,
         topics: Topics,
         clock_ms: Callable[[], int],
     ) -> None:
         """`open_store` opens a version of the store by its name; topics of a version of their own stay as they are."""
-        self._live = live
+        self._publication = publication
         self._open_store = open_store
         self._bootstrap_servers = bootstrap_servers
         self._topics = topics
         self._clock_ms = clock_ms
         self._snapshot = ItemSnapshot()
-        self._stop = Event()
-        self._thread = Thread(target=self._run, name="upkeep", daemon=True)
-        self._due_ms = {"touched": 0, "all": 0, "check": 0, "follow": 0}
+        self._due_ms = {"touched": 0, "all": 0, "check": 0, "follow": 0, "beat": 0}
         self._follows = topics.version == specs.version()
         self._version = specs.version()
         self._store: Backend | None = None
-        self.tiles_refused = 0
-        """Records of the tile topic that were no tiles."""
-        self.connected: Mapping[str, bool] = {}
-        """Whether the broker answers for the topics `items` and `tiles`; empty without Kafka."""
+        self._report = KeeperReport()
 
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread, waiting for its step to end."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
+    def run(self, stop: Event) -> None:
+        """Goes on until it is told to stop."""
         offsets = self._load()
         self._finalise_all()
-        tails = self._tails(offsets)
-        while not self._stop.is_set():
+        tail = self._tail(offsets)
+        while not stop.is_set():
             try:
-                tails = self._step(tails)
-            except Exception:  # noqa: BLE001 - upkeep goes on with the next records; requests use the last view
+                tail = self._step(tail, stop)
+            except Exception:  # noqa: BLE001 - upkeep goes on with the next records; requests use the last features
                 _log.exception("a step of the upkeep failed")
-                self._stop.wait(1.0)
-        for tail in tails:
+                stop.wait(1.0)
+        if tail is not None:
             tail.close()
-        if self._store is not None:
-            self._store.close()
+        self._close_store()
 
-    def _tails(self, offsets: dict[int, int]) -> list[TopicTail]:
+    def _tail(self, offsets: dict[int, int]) -> TopicTail | None:
         if self._bootstrap_servers is None:
-            return []
-        items = TopicTail(self._bootstrap_servers, self._topics.items)
-        return [items, TopicTail(self._bootstrap_servers, self._topics.tiles(ITEM_TILES.name), offsets)]
+            return None
+        return TopicTail(self._bootstrap_servers, self._topics.tiles(ITEM_TILES.name), offsets)
 
     def _load(self) -> dict[int, int]:
         """Fills the snapshot from the store and returns where the tile topic goes on."""
@@ -97,7 +94,7 @@ class Upkeep:
         except Exception as error:  # noqa: BLE001 - without the store the topic is read from its beginning
             _log.warning("item features are read from Kafka alone, the store failed: %s", error)
             if self._bootstrap_servers is None:
-                self._live.note(_FEATURES, f"item features could not be loaded: {error}")
+                self._report = KeeperReport(note=f"item features could not be loaded: {error}")
             return {}
 
     def _named_version(self) -> str:
@@ -117,38 +114,44 @@ class Upkeep:
         _log.info("item features of version %s loaded from %d tile rows", version, len(self._snapshot))
         return offsets
 
-    def _followed(self, tails: list[TopicTail]) -> list[TopicTail]:
-        """The tails to read from now on: new ones where the store names another version. The old go on till then."""
+    def _close_store(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _followed(self, tail: TopicTail | None) -> TopicTail | None:
+        """The tail to read from now on: a new one where the store names another version. The old goes on till then."""
         try:
             version = self._named_version()
             if version == self._version:
-                return tails
+                return tail
             offsets = self._load_version(version)
         except Exception as error:  # noqa: BLE001 - the next turn tries again
             _log.warning("cannot see which version of the features to use: %s", error)
-            return tails
+            self._close_store()  # to be opened anew: its file may have been replaced
+            return tail
         self._finalise_all()
-        for tail in tails:
+        if tail is not None:
             tail.close()
-        return self._tails(offsets)
+        return self._tail(offsets)
 
-    def _step(self, tails: list[TopicTail]) -> list[TopicTail]:
-        """Takes what has come and does what is due; returns the tails of the next step."""
-        if not tails:
-            self._stop.wait(POLL_S)
+    def _step(self, tail: TopicTail | None, stop: Event) -> TopicTail | None:
+        """Takes what has come and does what is due; returns the tail of the next step."""
+        if tail is None:
+            stop.wait(POLL_S)
         else:
-            items, tiles = tails
-            self._live.apply_items(record.value() for record in items.poll(0))
-            for record in tiles.poll(POLL_S):
+            for record in tail.poll(POLL_S):
                 self._take_tile(record.value())
         now_ms = self._clock_ms()
-        if self._due(now_ms, "check", CHECK_EVERY_MS):
-            self._check(tails)
+        if tail is not None and self._due(now_ms, "check", CHECK_EVERY_MS):
+            self._check(tail)
         if self._due(now_ms, "all", ALL_EVERY_MS):
             self._finalise_all()
         elif self._snapshot.touched and self._due(now_ms, "touched", TOUCHED_EVERY_MS):
-            self._live.apply_snapshot(self._snapshot.finalise_touched(now_ms))
-        return self._followed(tails) if self._due(now_ms, "follow", FOLLOW_EVERY_MS) else tails
+            self._publish(self._snapshot.finalise_touched(now_ms))
+        elif self._due(now_ms, "beat", BEAT_EVERY_MS):
+            self._publication.beat(self._report)
+        return self._followed(tail) if self._due(now_ms, "follow", FOLLOW_EVERY_MS) else tail
 
     def _due(self, now_ms: int, what: str, every_ms: int) -> bool:
         if now_ms < self._due_ms[what]:
@@ -159,14 +162,16 @@ class Upkeep:
     def _finalise_all(self) -> None:
         now_ms = self._clock_ms()
         self._due_ms["all"] = now_ms + ALL_EVERY_MS
-        self._live.apply_snapshot(self._snapshot.finalise_all(now_ms))
+        self._publish(self._snapshot.finalise_all(now_ms))
 
-    def _check(self, tails: list[TopicTail]) -> None:
-        for tail, part in zip(tails, (_CATALOGUE, _FEATURES), strict=False):
-            tail.check()
-            why = None if tail.connected else f"the {part} may be behind: the topic {tail.topic} cannot be read"
-            self._live.note(part, why)
-        self.connected = dict(zip(("items", "tiles"), (tail.connected for tail in tails), strict=False))
+    def _publish(self, features: SnapshotFeatures) -> None:
+        self._publication.publish(features)
+        self._publication.beat(self._report)
+
+    def _check(self, tail: TopicTail) -> None:
+        tail.check()
+        behind = f"the item features may be behind: the topic {tail.topic} cannot be read"
+        self._report = replace(self._report, note=None if tail.connected else behind, connected=tail.connected)
 
     def _take_tile(self, value: bytes | None) -> None:
         if value is None:
@@ -174,5 +179,5 @@ class Upkeep:
         try:
             self._snapshot.upsert(parse_tile(ITEM_TILES, value))
         except TileError as error:
-            self.tiles_refused += 1
+            self._report = replace(self._report, tiles_refused=self._report.tiles_refused + 1)
             _log.warning("tile topic: %s", error)

@@ -1,6 +1,6 @@
 """Everything that requests read of the catalogue and its features, as one immutable object.
 
-I items of the live table, R its creators, A its categories; F features of an entity.
+I items of the live table; N names of an entity, X rows of its snapshot, F its features; C candidates.
 """
 
 from collections.abc import Mapping
@@ -9,16 +9,34 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from features.algebra import Float64s, Int64s
+from features.algebra import Int64s
 from features.specs import Entity, features_of
 from models.bundle import Bundle
-from models.item_table import ItemTable
+from models.item_table import Int32s, ItemTable
 from models.sources.trending import trending_scores
 from serving.experiments import NO_EXPERIMENTS, Experiments
-from serving.item_snapshot import EntityFeatures, SnapshotFeatures
+from serving.item_snapshot import EntityFeatures, Floats, SnapshotFeatures
 
 Float32s = npt.NDArray[np.float32]
 _ITEM_COLUMN = {feature.name: f for f, feature in enumerate(features_of(Entity.ITEM))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedFeatures:
+    """The features of an entity's names by their codes: the snapshot's own rows, not a copy of them."""
+
+    values_XF: Floats
+    row_N: Int64s
+
+    def take(self, code_C: Int32s) -> Floats:
+        """`[C, F]` of the names with these codes."""
+        values_CF: Floats = self.values_XF[self.row_N[code_C]]
+        return values_CF
+
+    def column(self, f: int, code_C: Int32s | None = None) -> Floats:
+        """One feature `[C]` of the names with these codes, or `[N]` of every name."""
+        column_C: Floats = self.values_XF[self.row_N if code_C is None else self.row_N[code_C], f]
+        return column_C
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +46,9 @@ class LiveView:
     bundle: Bundle
     item_table: ItemTable
     snapshot_instant_ms: int
-    item_IF: Float64s
-    creator_RF: Float64s
-    category_AF: Float64s
+    items: AlignedFeatures
+    creators: AlignedFeatures
+    categories: AlignedFeatures
     trending_score_I: Float32s | None
     impressions_I: Float32s | None
     notes: tuple[str, ...] = ()
@@ -45,43 +63,71 @@ class LiveView:
 
 
 class ViewBuilder:
-    """Aligns the snapshot's rows to the item table's indices. Remembers the alignment while neither grows."""
+    """Aligns the snapshot's rows to the item table's indices. Remembers the alignment and goes on from it, since
+    names and ids are only ever added.
+    """
 
     def __init__(self) -> None:
-        self._aligned: dict[Entity, tuple[tuple[str, ...], int, Int64s]] = {}
+        self._aligned: dict[Entity, _Alignment] = {}
 
     def build(
         self, bundle: Bundle, item_table: ItemTable, snapshot: SnapshotFeatures, notes: tuple[str, ...]
     ) -> LiveView:
         """The view of one bundle, one catalogue and one snapshot."""
-        ids = {Entity.ITEM: item_table.item_ids, Entity.CREATOR: item_table.creators}
-        ids[Entity.CATEGORY] = item_table.categories
-        values = {entity: self._take(entity, names, snapshot.by_entity) for entity, names in ids.items()}
-        item_IF = values[Entity.ITEM]
+        items = self._align(Entity.ITEM, item_table.item_ids, item_table.index, snapshot)
         return LiveView(
             bundle=bundle,
             item_table=item_table,
             snapshot_instant_ms=snapshot.instant_ms,
-            item_IF=item_IF,
-            creator_RF=values[Entity.CREATOR],
-            category_AF=values[Entity.CATEGORY],
+            items=items,
+            creators=self._align(Entity.CREATOR, item_table.creators, item_table.creator_index, snapshot),
+            categories=self._align(Entity.CATEGORY, item_table.categories, item_table.category_index, snapshot),
             trending_score_I=trending_scores(
-                _column(item_IF, "item_clicks_1h"),
-                _column(item_IF, "item_impressions_1h"),
-                _column(item_IF, "item_clicks_24h"),
+                items.column(_ITEM_COLUMN["item_clicks_1h"]),
+                items.column(_ITEM_COLUMN["item_impressions_1h"]),
+                items.column(_ITEM_COLUMN["item_clicks_24h"]),
             ),
-            impressions_I=_column(item_IF, "item_impressions_7d").astype(np.float32),
+            impressions_I=items.column(_ITEM_COLUMN["item_impressions_7d"]).astype(np.float32),
             notes=notes,
         )
 
-    def _take(self, entity: Entity, names: tuple[str, ...], by_entity: Mapping[Entity, EntityFeatures]) -> Float64s:
-        features = by_entity[entity]
+    def _align(
+        self, entity: Entity, names: tuple[str, ...], code_of: Mapping[str, int], snapshot: SnapshotFeatures
+    ) -> AlignedFeatures:
+        features = snapshot.by_entity[entity]
         known = self._aligned.get(entity)
-        if known is None or known[0] is not names or known[1] != len(features.index):
-            known = self._aligned[entity] = (names, len(features.index), features.rows(names))
-        return features.take(known[2])
+        if known is None or known.ids is not features.ids or known.size > len(features):
+            known = _Alignment(names=(), ids=features.ids, size=len(features), row_N=np.empty(0, np.int64))
+        known = self._aligned[entity] = _with_ids(_with_names(known, names, features), code_of, features)
+        return AlignedFeatures(values_XF=features.values_XF, row_N=known.row_N)
 
 
-def _column(item_IF: Float64s, name: str) -> Float64s:
-    column_I: Float64s = item_IF[:, _ITEM_COLUMN[name]]
-    return column_I
+@dataclass(frozen=True, kw_only=True)
+class _Alignment:
+    names: tuple[str, ...]
+    ids: list[str]
+    size: int
+    """How many of the ids are looked up."""
+    row_N: Int64s
+
+
+def _with_names(known: _Alignment, names: tuple[str, ...], features: EntityFeatures) -> _Alignment:
+    """With rows for what was added to the names; from scratch where they begin otherwise."""
+    if known.names is names:
+        return known
+    kept = len(known.names) if names[: len(known.names)] == known.names else 0
+    row_N = np.concatenate([known.row_N[:kept], features.rows(names[kept:])])
+    return _Alignment(names=names, ids=known.ids, size=known.size, row_N=row_N)
+
+
+def _with_ids(known: _Alignment, code_of: Mapping[str, int], features: EntityFeatures) -> _Alignment:
+    """With the rows of ids that were added to the snapshot."""
+    size = len(features)
+    if known.size == size:
+        return known
+    row_N = known.row_N.copy()
+    for row in range(known.size, size):
+        code = code_of.get(features.ids[row])
+        if code is not None:
+            row_N[code] = row
+    return _Alignment(names=known.names, ids=known.ids, size=size, row_N=row_N)

@@ -85,7 +85,7 @@ def shots(rng: random.Random, item_ids: Sequence[str]) -> "list[Shot]":
 
 
 def allowed(method: str, message: Message) -> frozenset[str]:
-    """The right statuses of a request, in a service that has a bundle, no callers' file and no Kafka."""
+    """The right statuses of a request, in a service that has a bundle, a request log, no callers' file and no Kafka."""
     return _ALLOWED[method](message)
 
 

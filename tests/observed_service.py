@@ -3,7 +3,7 @@
 import asyncio
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,18 +15,21 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otl
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from serving import ranking_pb2_grpc
+from serving.admission import AdmissionConfig
 from serving.decoding import UndecodableRequests
+from serving.gate import Gate
 from serving.logs import Bursts, JsonFormatter
 from serving.metrics import Metrics
 from serving.observed_requests import ObservedRequests, Tracer
 from serving.pipeline import Pipeline, PipelineConfig, Slates, Users
 from serving.service import RankingServicer
+from serving.transport import SERVER_OPTIONS
 from serving.view import LiveView
 
 
 @contextmanager
 def observed_service(
-    view: LiveView | None,
+    view: LiveView | Callable[[], LiveView | None] | None,
     users: Users,
     *,
     metrics: Metrics,
@@ -34,23 +37,30 @@ def observed_service(
     slow_ms: float = 60_000,
     slates: Slates | None = None,
     max_in_flight: int = 8,
+    gate: Gate | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    clock_ms: Callable[[], int] = lambda: 1_760_000_060_000,
 ) -> Iterator[str]:
-    """Serves the view on a free port; gives the address, and stops on leaving."""
+    """Serves the view, or what `view` gives at each request, on a free port whose address it gives until leaving."""
     servicer = RankingServicer(
-        pipeline=Pipeline(users=users, slates=slates, config=PipelineConfig(), clock_ms=lambda: 1_760_000_060_000),
-        view=lambda: view,
+        pipeline=Pipeline(users=users, slates=slates, config=PipelineConfig(), clock_ms=clock_ms),
+        view=view if callable(view) else lambda: view,
         metrics=metrics,
-        max_in_flight=max_in_flight,
-        workers=1,
+        # Never busy: the machine that runs the tests may be.
+        admission=AdmissionConfig(max_in_flight=max_in_flight, workers=1, target_wait_ms=1e6, limit_wait_ms=1e7),
     )
     observed = ObservedRequests(metrics=metrics, slow_ms=slow_ms, tracer=tracer)
     loop, ports, stopping = asyncio.new_event_loop(), [], asyncio.Event()
     ready = Event()
 
     async def serve() -> None:
-        server = grpc.aio.server(interceptors=(observed, UndecodableRequests()))
+        interceptors = (observed, UndecodableRequests()) if gate is None else (observed, gate, UndecodableRequests())
+        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(servicer, server)
-        ports.append(server.add_insecure_port("127.0.0.1:0"))
+        if credentials is None:
+            ports.append(server.add_insecure_port("127.0.0.1:0"))
+        else:
+            ports.append(server.add_secure_port("localhost:0", credentials))
         await server.start()
         ready.set()
         await stopping.wait()
@@ -60,7 +70,7 @@ def observed_service(
     thread.start()
     try:
         assert ready.wait(10)
-        yield f"127.0.0.1:{ports[0]}"
+        yield f"{'127.0.0.1' if credentials is None else 'localhost'}:{ports[0]}"
     finally:
         loop.call_soon_threadsafe(stopping.set)
         thread.join()

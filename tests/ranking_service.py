@@ -31,6 +31,11 @@ class Service:
     log: Path
     topics: Topics
 
+    @property
+    def shared_dir(self) -> Path:
+        """What its processes share, as `serving.options` says."""
+        return Path("/dev/shm") / f"millrace-serving-{self.address.rsplit(':', 1)[1]}"
+
     def metric(self, line_start: str) -> float:
         text = httpx.get(self.metrics_url, timeout=5).text
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(line_start))
@@ -58,7 +63,8 @@ def ranking_service(
     bundles.mkdir(exist_ok=True)
     command = [SERVE_PYTHON, "-m", "serving.server", "--port", str(port), "--bundles", str(bundles)]
     command += ["--feature-repo", str(directory / "repo"), "--metrics-port", str(metrics_port)]
-    command += ["--items-topic", topics.items, "--slates-topic", topics.slates, "--topics-version", topics.version]
+    command += ["--items-topic", topics.items, "--slates-topic", topics.slates, "--events-topic", topics.events]
+    command += ["--topics-version", topics.version]
     command += ["--bootstrap-servers", kafka] if kafka else []
     with running([*command, *extra], log) as process:
         address = f"127.0.0.1:{port}"

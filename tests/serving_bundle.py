@@ -8,7 +8,7 @@ where popularity is the item's embedding row; the other heads are constant.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,26 +85,44 @@ def write_tiny_bundle(
     With `nan_scores` its ranker answers NaN for every item; `items` are other ones than `tiny_items`.
     Writing it again gives the same folder, whole.
     """
-    path = bundles / label
-    (path / "sources").mkdir(parents=True)
     table = train_item_table(tiny_items() if items is None else items)
-    np.savez(path / ITEMS, **table.to_arrays())
-    sources = tiny_sources(table)
-    for name, source in sources.items():
-        np.savez(path / "sources" / f"{name}.npz", **source.to_arrays())
-    layout = RankerLayout(
+    layout = layout_of(table)
+
+    def save_ranker(path: Path) -> None:
+        ranker = tiny_ranker(table, layout, nan_scores)
+        ranker.doc_string = label
+        onnx.save(ranker, str(path))
+
+    return write_bundle(bundles / label, table, tiny_sources(table), layout, save_ranker)
+
+
+def layout_of(table: ItemTable) -> RankerLayout:
+    """The inputs of a ranker that knows the whole table."""
+    return RankerLayout(
         devices=("phone", "tv"),
         items=len(table),
         categories=len(table.categories),
         creators=len(table.creators),
         languages=len(table.languages),
     )
+
+
+def write_bundle(
+    path: Path,
+    table: ItemTable,
+    sources: Mapping[str, Source],
+    layout: RankerLayout,
+    save_ranker: Callable[[Path], None],
+) -> Path:
+    """Writes a bundle of these parts, without calibration, at `path`, and renames the folder to its id."""
+    (path / "sources").mkdir(parents=True)
+    np.savez(path / ITEMS, **table.to_arrays())
+    for name, source in sources.items():
+        np.savez(path / "sources" / f"{name}.npz", **source.to_arrays())
     (path / LAYOUT).write_text(json.dumps(layout.to_json()))
     (path / CALIBRATION).write_text(json.dumps(identity(len(HEADS)).to_json()))
     (path / WEIGHTS).write_text(json.dumps(DEFAULT_WEIGHTS))
-    ranker = tiny_ranker(table, layout, nan_scores)
-    ranker.doc_string = label
-    onnx.save(ranker, str(path / RANKER))
+    save_ranker(path / RANKER)
     found = sorted(file for file in path.rglob("*") if file.is_file())
     files = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
     manifest = {
@@ -115,7 +133,7 @@ def write_tiny_bundle(
         "files": files,
     }
     (path / MANIFEST).write_text(json.dumps(manifest))
-    named = bundles / str(manifest["bundle_id"])
+    named = path.parent / str(manifest["bundle_id"])
     shutil.rmtree(named, ignore_errors=True)
     return path.rename(named)
 

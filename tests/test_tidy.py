@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": {"features", "batch"},
     "models": {"features", "models"},
     "serving": {"features", "models", "serving"},
-    "dags": {"features", "infra.airflow"},
+    "dags": {"features", "infra.airflow", "infra.airflow_gate"},
     "infra": set(ROOMS),
 }
 """Which of the project's rooms a room may import."""
@@ -34,7 +34,11 @@ NEVER_IMPORT: dict[str, set[str]] = {
 }
 """Which libraries a room never imports."""
 
-STDLIB_ONLY = ("names", "events", "items", "slates", "specs", "tiles", "interest", "daily", "ledger", "reference")
+STDLIB_ONLY = (
+    *("names", "events", "contract_versions", "items", "slates", "specs", "tiles", "interest", "daily", "ledger"),
+    "packed",
+    "reference",
+)
 """Files of `features/` that every environment reads."""
 
 MAX_FUNCTION_LINES = 70

@@ -94,6 +94,10 @@ class SqliteBackend(Backend):
             own: _Connection | None = getattr(self._threads, "own", None)
             if own is None:
                 own = self._threads.own = self._connect()
+            elif own.inode != self.path.stat().st_ino:
+                raise StoreUnavailableError(
+                    f"the online store {self.path} was removed or replaced since it was opened: open it again."
+                )
             with own.in_use:
                 yield own.connection
 
@@ -106,7 +110,7 @@ class SqliteBackend(Backend):
             )
             for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
-            self._connections.append(_Connection(connection, threading.Lock()))
+            self._connections.append(_Connection(connection, threading.Lock(), self.path.stat().st_ino))
             return self._connections[-1]
 
     @contextmanager
@@ -400,9 +404,9 @@ class SqliteBackend(Backend):
     def close(self) -> None:
         with self._opening:
             self._closed = True
-        for connection, in_use in self._connections:
-            with in_use:
-                connection.close()
+        for opened in self._connections:
+            with opened.in_use:
+                opened.connection.close()
 
 
 def _erasures(connection: sqlite3.Connection) -> int:
@@ -425,6 +429,8 @@ def _tables_by_user(connection: sqlite3.Connection) -> list[str]:
 class _Connection(NamedTuple):
     connection: sqlite3.Connection
     in_use: threading.Lock
+    inode: int
+    """The file that it was opened on: SQLite would go on with it after it has lost its name."""
 
 
 def _coarse_fields(family: TileFamily) -> list[str]:

@@ -18,6 +18,7 @@ from infra.demo.accounts import account, count_records
 from infra.demo.phases import Phases
 from infra.kafka import committed_offsets, end_offsets, records_left
 from infra.programs import topics
+from infra.ranking import ranking_client
 from infra.settings import Settings
 from infra.stack import Stack
 from serving.client import RankingClient
@@ -132,7 +133,7 @@ class Chain:
 
     def client(self) -> RankingClient:
         """A client of the service, once it serves the promoted bundle. Raises `DemoError` when it does not."""
-        client = RankingClient(self.settings.grpc_address, timeout_s=5.0)
+        client = ranking_client(self.settings)
         deadline = time.monotonic() + SERVICE_TIMEOUT_S
         while not client.serving():
             if time.monotonic() > deadline:

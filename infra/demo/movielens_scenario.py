@@ -23,6 +23,8 @@ from streaming.producer import Producer
 
 MOVIELENS_WHEEL = "recbole"
 ARMS = ("millrace", "popular")
+QUALITY_LIMITS = "".join(f"[{suite}]\nmin_reference_days = 8\n" for suite in ("events", "examples"))
+"""People rate in sittings, so days are unlike each other: more reference days than a week has compare none."""
 
 
 @dataclass(kw_only=True)
@@ -58,6 +60,7 @@ class MovieLensScenario:
     @classmethod
     def create(cls, options: DemoOptions, chain: Chain, report: Report) -> "MovieLensScenario":
         """Reads the wheel, downloading it at the first time. Raises `DataError` or `MovieLensError`."""
+        chain.settings.quality_limits.write_text(QUALITY_LIMITS)
         parameters = MovieLensParameters(seed=options.seed)
         data = load(data_wheel(MOVIELENS_WHEEL), now_ms=chain.phases.now_ms(), parameters=parameters)
         return cls(options=options, chain=chain, report=report, data=data)

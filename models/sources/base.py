@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from features.names import MS_PER_MINUTE
 from models.item_table import ItemTable
 
 Int32s = npt.NDArray[np.int32]
@@ -42,6 +43,11 @@ class RetrievalRequest:
     """How often each item was shown lately (any window); None when that is unknown."""
     language: str | None = None
     """The user's language where the caller states it."""
+
+    @property
+    def minute_ms(self) -> int:
+        """The instant's minute: what falls with half-lives of days is worked out once for all requests of a minute."""
+        return self.instant_ms // MS_PER_MINUTE * MS_PER_MINUTE
 
     @cached_property
     def allowed_I(self) -> Bools:  # noqa: N802 - the shape suffix is upper case

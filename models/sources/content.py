@@ -3,7 +3,7 @@
 Shapes: I items of the live table, K categories of the bundle, L history.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from features.names import MS_PER_DAY
 from models.sources.base import EMPTY, Arrays, Bools, Candidates, Float32s, Int32s, RetrievalRequest, top
+from models.sources.kept import Kept
 from models.sources.recency import recency_weight
 
 CREATOR_SHARE = 0.5
@@ -29,19 +30,18 @@ class ContentSource:
 
     affinity_KK: Float32s
     """How alike two categories' audiences are: cosine, 1 on the diagonal. Newer categories are like themselves only."""
+    _fresh_I: Kept[Float32s] = field(default_factory=Kept, init=False, repr=False, compare=False)
 
     def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
         """Items of the categories, creators and language that the history leans to; none without history."""
         if not request.history_index_L.size:
             return EMPTY
         score_I = self.scores(request)
-        table = request.item_table
         similar_I: Bools = score_I > 0
-        age_ms_I = np.maximum(request.instant_ms - table.published_at_ms, 0)
-        fresh_I = 1 + FRESH_SHARE * np.exp2(-age_ms_I / FRESH_HALF_LIFE_MS)
+        fresh_I = self._fresh_I.of((request.minute_ms, request.item_table), lambda: _freshness(request))
         return top(score_I * fresh_I, request.allowed_I & similar_I, count)
 
-    def scores(self, request: RetrievalRequest) -> npt.NDArray[np.float64]:
+    def scores(self, request: RetrievalRequest) -> Float32s:
         """Content similarity `[I]` of every item to the history, before freshness."""
         table, seed_L = request.item_table, request.history_index_L
         weight_L = request.history_weight_L * recency_weight(request.history_age_ms_L)
@@ -51,9 +51,9 @@ class ContentSource:
         category_K[:known] = self.affinity_KK @ category_K[:known]
         creator_K = _preference(table.creator_code, seed_L, weight_L, len(table.creators))
         language_K = _preference(table.language_code, seed_L, weight_L, len(table.languages))
-        similarity_I = category_K[table.category_code] + CREATOR_SHARE * creator_K[table.creator_code]
-        in_language_I = similarity_I * LANGUAGE_SHARE * language_K[table.language_code]
-        return np.asarray(similarity_I + in_language_I, np.float64)
+        similarity_I = category_K[table.category_code] + np.float32(CREATOR_SHARE) * creator_K[table.creator_code]
+        in_language_I = similarity_I * (np.float32(LANGUAGE_SHARE) * language_K)[table.language_code]
+        return np.asarray(similarity_I + in_language_I, np.float32)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The category affinities."""
@@ -65,5 +65,10 @@ class ContentSource:
         return cls(affinity_KK=arrays["affinity_KK"])
 
 
-def _preference(code_I: Int32s, seed_L: Int32s, weight_L: Float32s, size: int) -> npt.NDArray[np.float64]:
-    return np.bincount(code_I[seed_L], weights=weight_L, minlength=size).astype(np.float64)
+def _preference(code_I: Int32s, seed_L: Int32s, weight_L: Float32s, size: int) -> Float32s:
+    return np.bincount(code_I[seed_L], weights=weight_L, minlength=size).astype(np.float32)
+
+
+def _freshness(request: RetrievalRequest) -> Float32s:
+    age_ms_I = np.maximum(request.minute_ms - request.item_table.published_at_ms, 0)
+    return (1 + FRESH_SHARE * np.exp2(-age_ms_I / FRESH_HALF_LIFE_MS)).astype(np.float32)

@@ -28,9 +28,10 @@ class FollowSource:
             return EMPTY
         followed_K = np.zeros(len(table.creators), np.bool_)
         followed_K[codes] = True
-        age_ms_I = np.maximum(request.instant_ms - table.published_at_ms, 0)
-        score_I = HALF_LIFE_MS / (HALF_LIFE_MS + age_ms_I)
-        return top(score_I, request.allowed_I & followed_K[table.creator_code], count)
+        eligible = np.flatnonzero(request.allowed_I & followed_K[table.creator_code])
+        age_ms = np.maximum(request.instant_ms - table.published_at_ms[eligible], 0)
+        newest = top(HALF_LIFE_MS / (HALF_LIFE_MS + age_ms), np.ones(len(eligible), np.bool_), count)
+        return Candidates(item_index=eligible[newest.item_index].astype(np.int32), score=newest.score)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Nothing."""

@@ -14,9 +14,9 @@ PRIOR_IMPRESSIONS = 20.0
 
 
 def trending_scores(
-    clicks_1h_I: npt.NDArray[np.float64],
-    impressions_1h_I: npt.NDArray[np.float64],
-    clicks_24h_I: npt.NDArray[np.float64],
+    clicks_1h_I: npt.NDArray[np.floating[Any]],
+    impressions_1h_I: npt.NDArray[np.floating[Any]],
+    clicks_24h_I: npt.NDArray[np.floating[Any]],
 ) -> Float32s:
     """Scores of the live windows: the hour's smoothed click rate times how far the hour's clicks exceed the day's pace.
 

@@ -15,12 +15,12 @@ from tests.bench.report import BenchError, keep, table
 NAMES = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
 
 
-def run_bench(name: str | None, console: Console) -> None:
-    """Runs one benchmark or all. Raises `BenchError` for an unknown name, or when one fails."""
+def run_bench(name: str | None, console: Console, **options: float) -> None:
+    """Runs one benchmark, with its options, or all. Raises `BenchError` for an unknown name, or when one fails."""
     if name is not None and name not in NAMES:
         raise BenchError(f"unknown benchmark {name!r}; allowed: {', '.join(NAMES)}.")
     for each in NAMES if name is None else (name,):
-        rows = importlib.import_module(f"tests.bench.bench_{each}").run(console)
+        rows = importlib.import_module(f"tests.bench.bench_{each}").run(console, **options)
         keep(each, rows)
         console.print(table(each, rows))
 
@@ -29,8 +29,11 @@ def main() -> int:
     """0 when all ran, 1 with one sentence when one did not."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("name", nargs="?", help="one benchmark; default: all")
+    parser.add_argument("--outage-s", type=float, help="of `serving`: how long the outages take, 0 for none (300)")
+    got = parser.parse_args()
+    options = {} if got.outage_s is None or got.name != "serving" else {"outage_s": got.outage_s}
     try:
-        run_bench(parser.parse_args().name, Console(highlight=False))
+        run_bench(got.name, Console(highlight=False), **options)
     except BenchError as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1

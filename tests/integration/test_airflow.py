@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import psutil
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from features.erasure import digest_of
+from features.items import Item
 from features.names import LakeTables
 from features.repo import FeatureRepo, write_repo
 from infra.airflow import SPARK_POOL, UPKEEP_DAG_IDS, passwords_path
@@ -28,6 +30,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Asset
 from infra.airflow import dag_settings, default_args
+from infra.airflow_gate import GateOperator
 
 made = Asset(name="made", uri="test://made")
 here = Path(__file__).parent
@@ -42,7 +45,11 @@ with DAG(dag_id="follow", schedule=[made], default_args=default_args(5)):
 
 with DAG(dag_id="broken", schedule=None, default_args=default_args(5, retries=0)):
     BashOperator(task_id="refuse", bash_command="echo the gate says no; exit 7")
+
+with DAG(dag_id="gated", schedule=None, default_args=default_args(5, retries=0)):
+    GateOperator(task_id="gate", suites=("items",))
 """
+DAG_IDS = ["make", "follow", "broken", "gated"]
 APPLICATION = """
 import os, sys
 from pyspark import SparkConf, __version__
@@ -78,7 +85,7 @@ def stack(settings: Settings) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def airflow(stack: Stack) -> Iterator[AirflowClient]:
     with closing(AirflowClient(stack.settings)) as client:
-        known = ["make", "follow", "broken", *UPKEEP_DAG_IDS]
+        known = [*DAG_IDS, *UPKEEP_DAG_IDS]
         client.wait_for_dags(known)
         client.set_paused(known, paused=False)
         yield client
@@ -148,6 +155,28 @@ def test_a_failed_task_is_named_with_its_log(airflow: AirflowClient) -> None:
     said = log.read_text()
     assert "the gate says no" in said
     assert '\\"event\\": \\"task_failed\\"' in said, "the line of the alert"
+
+
+def test_a_shut_gate_links_its_data_docs_for_those_who_are_logged_in(
+    airflow: AirflowClient, settings: Settings
+) -> None:
+    items = [vars(Item(item_id=f"i{n}", category="c", creator_id="k", language="en", duration_ms=0, published_at_ms=1))
+             for n in range(2)]  # fmt: skip
+    write_deltalake(str(settings.lake_dir / LakeTables().items), pa.Table.from_pylist(items))
+    since = now()
+    run_id = airflow.trigger("gated")
+    with pytest.raises(AirflowError, match="the task gate of gated failed") as failed:
+        airflow.wait_for_chain(["gated"], since, lambda _: None, 120)
+    link = airflow.task_links("gated", run_id, "gate")["Data Docs"]
+    log = Path(str(failed.value).split("; see ")[1].rstrip(".")).read_text()
+    assert f"Data Docs: {link}" in log
+    assert "the gate items is closed for all: expect_column_values_to_be_between(duration_ms)" in log
+    page = airflow.page(link)
+    assert "items" in page
+    with httpx.Client(trust_env=False) as stranger:
+        assert stranger.get(link).status_code == 401
+    with pytest.raises(AirflowError, match="404"):
+        airflow.page(link.replace("run-", "no-"))
 
 
 def test_a_pool_is_made_once(airflow: AirflowClient) -> None:

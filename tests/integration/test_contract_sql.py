@@ -29,8 +29,9 @@ ABSENT = object()
 ODD_VALUES = [
     ABSENT, None, "", " ", "a b", "a\n", "é", "x" * 32, "x" * 33, "x" * 64, "x" * 65, "x" * 128, "x" * 129,
     0, 1, 2, -1, -0.0, 1.0, 1.5, True, False, "7", "07", "+7", "-7", "7\n", "1e3", "1.5", "1e300", 1e300, 10**17,
-    10**18, 10**30, 10**1_100, 86_400_000, 86_400_001, 9_999, 10_000, {}, {"a": 1}, [], [1], '{"a":1}', "[1]", "{",
-    "[", "\x00", "\ud800", "like", "LIKE", NOW_MS + FUTURE_SKEW_MS, NOW_MS + FUTURE_SKEW_MS + 1, str(NOW_MS), 1_000,
+    99, 100, 10**18, 10**30, 10**1_100, 86_400_000, 86_400_001, 9_999, 10_000, {}, {"a": 1}, [], [1], '{"a":1}', "{",
+    "[", "[1]", "\x00", "\ud800", "like", "LIKE", NOW_MS + FUTURE_SKEW_MS, NOW_MS + FUTURE_SKEW_MS + 1, 1_000,
+    str(NOW_MS),
 ]  # fmt: skip
 TEXT = json.dumps(VALID)
 ODD_BYTES = [
@@ -42,7 +43,8 @@ ODD_BYTES = [
     TEXT.replace('"u1"', "NaN").encode(), TEXT.replace('"u1"', "01").encode(), TEXT.replace('"u1"', "-0").encode(),
     TEXT.replace('"u1"', '{"a":').encode(), TEXT.replace("3", "1e400").encode(),
     TEXT.replace("u1", "u\xed\xa0\x80").encode("latin-1"),
-    TEXT.replace("}", ',"more":{"a":[1,2,{}]}}').encode(),
+    TEXT.replace("}", ',"more":{"a":[1,2,{}]}}').encode(), TEXT.replace("1}", '2,"mood":"calm"}').encode(),
+    TEXT.replace("1}", '100,"mood":"calm"}').encode(),
     TEXT.replace("}", ',"pad":"' + "x" * MAX_EVENT_BYTES + '"}').encode(), TEXT.replace("}", "/*c*/}").encode(),
 ]  # fmt: skip
 

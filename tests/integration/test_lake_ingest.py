@@ -15,15 +15,15 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from pyspark.sql import DataFrame, SparkSession
 
-from batch import compaction, ingest_stages
+from batch import compaction, contract_sql, ingest_stages
 from batch.erase_lake import erase_from_lake
 from batch.ingest_stages import events_stage
 from batch.kafka_source import CheckpointError, DataLossError, read_topic
-from batch.lake import TABLES, create_tables, read_table, row_count
+from batch.lake import INGESTED, TABLES, TableDefinition, create_tables, read_table, row_count
 from batch.lake_ingest import LakeIngest, run_ingest
 from batch.user_traces import files_that_mention
 from features.erasure import digest_of
-from features.events import HORIZON_MS, Event, EventType
+from features.events import FIELDS, HORIZON_MS, Event, EventField, EventType, FieldKind
 from features.items import Item
 from features.names import Topics
 
@@ -125,7 +125,8 @@ def test_accounts_balance_and_a_rerun_adds_nothing(spark: SparkSession, ingest: 
             (item("i1", available=False).to_json(), b"i1", 4),
         ],
     )
-    slates = [slate("r1"), slate("r2"), slate("r1", arm="later"), (b"[]", b"u1", 5), slate("r3", items=None)]
+    second = {"schema_version": 2, "evidence": {"method": "Recommend", "arrays": ""}}
+    slates = [slate("r1"), slate("r2", **second), slate("r1", arm="later"), (b"[]", b"u1", 5), slate("r3", items=None)]
     send(ingest.bootstrap_servers, ingest.topics.slates, slates)
 
     report = run_ingest(spark, ingest)
@@ -150,6 +151,8 @@ def test_accounts_balance_and_a_rerun_adds_nothing(spark: SparkSession, ingest: 
     served = read_table(spark, ingest.lake, TABLES.slates).where("request_id = 'r1'").first()
     assert (served.arm, served["items"][0].features) == ("millrace", {"user_clicks_1h": 3.0})
     assert json.loads(served.value)["arm"] == "millrace"
+    newer = read_table(spark, ingest.lake, TABLES.slates).where("request_id = 'r2'").first()
+    assert newer.schema_version == 2 and json.loads(newer.value)["evidence"] == second["evidence"]
     again = run_ingest(spark, ingest)
     assert set(again["rows_added"].values()) == {0}
 
@@ -188,6 +191,38 @@ def test_killed_between_writes_ends_as_if_undisturbed(
     tables = (TABLES.silver_events, TABLES.too_late_events, TABLES.duplicates, TABLES.dead_letters)
     counts = [row_count(tmp_path, table) for table in tables]
     assert counts == [expected[name] for name in ("in_time", "too_late", "duplicate", "dead")]
+
+
+def test_a_schema_change_within_a_day_loses_and_doubles_nothing(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Producers send a new optional field, then readers know it, then a generation comes that they do not know."""
+    columns = "value BINARY, key BINARY, topic STRING, partition INT, offset BIGINT, arrival_ms BIGINT"
+
+    def record(n: int, version: int) -> tuple[object, ...]:
+        value = json.dumps({**json.loads(event(n).to_json()), "schema_version": version, "mood": "calm"})
+        return bytearray(value.encode()), b"u1", "t", 0, n, NOW_MS
+
+    def stage(records: list[tuple[object, ...]], definitions: Sequence[TableDefinition] = INGESTED) -> None:
+        create_tables(tmp_path, tuple(definitions))
+        events_stage(spark, tmp_path)(spark.createDataFrame(records, columns), 0)
+
+    morning = [record(n, 1 if n < 3 else 2) for n in range(6)]
+    stage(morning)
+    mood = EventField(name="mood", kind=FieldKind.ID, required_for=frozenset())
+    monkeypatch.setattr(contract_sql, "FIELDS", (*FIELDS, mood))
+    extended = [
+        replace(each, columns=f"mood STRING, {each.columns}") if each.path == TABLES.silver_events else each
+        for each in INGESTED
+    ]
+    # The last records of the morning come again, as after a kill.
+    stage([*morning[3:], *(record(n, 2 if n < 9 else 100) for n in range(6, 12))], extended)
+    rows = read_table(spark, tmp_path, TABLES.silver_events).orderBy("offset").collect()
+    told = [(row.event_id, row.schema_version, row.mood) for row in rows]
+    assert told == [(f"e{n}", 1 if n < 3 else 2, None if n < 6 else "calm") for n in range(9)]
+    dead = read_table(spark, tmp_path, TABLES.dead_letters).orderBy("offset").collect()
+    assert [(row.offset, row.reason) for row in dead] == [(n, "invalid:schema_version") for n in (9, 10, 11)]
+    assert row_count(tmp_path, TABLES.duplicates) == 0
 
 
 def test_lost_records_and_a_lost_checkpoint_fail_the_run(spark: SparkSession, ingest: LakeIngest) -> None:

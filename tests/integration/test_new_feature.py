@@ -22,7 +22,8 @@ from features import reference, specs
 from features.backends import open_backend
 from features.definitions import build_definitions
 from features.names import Topics
-from features.quality import Thresholds, example_columns, examples_suite
+from features.quality import example_columns, examples_suite
+from features.quality_limits import SuiteLimits
 from features.specs import Entity, features_of
 from features.tile_rows import TileRow
 from features.tiles import USER_CATEGORY_TILES
@@ -38,7 +39,7 @@ with tempfile.TemporaryDirectory() as folder, open_backend(f"{folder}/online.db"
     read = store.read_user("u", now_ms).features_F
 feature = next(feature for feature in specs.WINDOWED_FEATURES if feature.name == name)
 views = {view.name: view for view in build_definitions(".").views}
-expectations = examples_suite(Thresholds()).expectations
+expectations = examples_suite(SuiteLimits()).expectations
 print(json.dumps({
     "version": specs.version(),
     "flink": "`unlikes` BIGINT" in compile_job(Topics(version="v"), "b:1").script,

@@ -15,7 +15,8 @@ MAX_GROWTH = 1.05
 
 
 def test_a_hundred_thousand_requests(tmp_path: Path) -> None:
-    with ranking_service(tmp_path, None, Topics(version="fuzz")) as service:
+    request_log = ("--request-log", str(tmp_path / "requests"))
+    with ranking_service(tmp_path, None, Topics(version="fuzz"), *request_log) as service:
         promoted(service)
         fire(service.address, seed=1, calls=WARM_UP)
         before = service.resident_bytes()

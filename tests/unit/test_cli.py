@@ -58,6 +58,9 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("lineage",), 2, "Missing argument"),
         (("rules", "check"), 2, "Missing argument"),
         (("rules", "check", "nowhere.toml"), 1, "rules nowhere.toml cannot be read"),
+        (("why", "u1"), 2, "Missing argument"),
+        (("why", "u1", "i1"), 1, "has no request of 'u1'; ask for a slate first"),
+        (("replay-request", "r1"), 1, "has no request 'r1'; give the request_id of a slate"),
         (("train", "ranker", "--examples", "t.parquet"), 2, "--config"),
         (
             ("train", "ranker", "--examples", "t.parquet", "--config", "nowhere.json"),
@@ -76,6 +79,37 @@ def test_what_is_wrong_ends_in_one_sentence(tmp_path: Path, arguments: tuple[str
     assert done.stderr.startswith("millrace: ")
     assert done.stderr.count("\n") == 1, f"more than one sentence: {done.stderr}"
     assert not (tmp_path / "var").exists(), "something was written"
+
+
+def test_a_callers_key_is_shown_once_and_its_hash_is_kept(tmp_path: Path) -> None:
+    import hashlib
+
+    from serving.callers import read_callers
+
+    file = tmp_path / "callers.toml"
+    keys = {}
+    for name, more in (("home", ("--method", "Recommend", "--rate", "5")), ("search", ())):
+        done = _run("callers", "add", name, "--file", str(file), *more, tmp_path=tmp_path)
+        assert done.returncode == 0, done.stderr
+        keys[name] = done.stdout.splitlines()[0]
+    assert file.stat().st_mode & 0o777 == 0o600
+    callers = read_callers(file)
+    home, search = callers.of(keys["home"]), callers.of(keys["search"])
+    assert home is not None and (home.name, home.methods, home.requests_per_second) == ("home", ["Recommend"], 5)
+    assert search is not None and search.name == "search" and len(search.methods) == 5
+    assert (
+        keys["home"] not in file.read_text() and hashlib.sha256(keys["home"].encode()).hexdigest() in file.read_text()
+    )
+    before = file.read_text()
+    for wrong, said in (
+        (("home",), "there already"),
+        (("Home Page",), "caller.2.name"),
+        (("other", "--method", "Delete"), "caller.2.methods.0"),
+        (("other", "--rate", "0"), "caller.2.requests_per_second"),
+    ):
+        done = _run("callers", "add", *wrong, "--file", str(file), tmp_path=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1) and said in done.stderr
+    assert file.read_text() == before
 
 
 def test_a_wrong_setting_ends_in_one_sentence(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def test_an_event_survives_the_wire(event: Event) -> None:
         ({"duration_ms": 0}, "invalid:duration_ms"),
         ({"event_time_ms": "yesterday"}, "invalid:event_time_ms"),
         ({"event_time_ms": NOW_MS + FUTURE_SKEW_MS + 1}, "future_event_time"),
-        ({"schema_version": 2}, "invalid:schema_version"),
+        ({"schema_version": 0}, "invalid:schema_version"),
+        ({"schema_version": 100}, "invalid:schema_version"),
         ({"event_type": "impression", "watch_ms": None}, "missing:request_id"),
         ({"event_type": "like", "watch_ms": -1}, "invalid:watch_ms"),
     ],
@@ -103,6 +104,12 @@ def test_size_is_tried_first() -> None:
 def test_unknown_fields_and_digits_in_strings_are_accepted() -> None:
     event = parse_event(json.dumps(record(watch_ms="900", campaign="spring")).encode(), NOW_MS)
     assert event.watch_ms == 900
+
+
+@pytest.mark.parametrize("version", [2, 99])
+def test_a_newer_version_of_the_generation_flows_through(version: int) -> None:
+    event = parse_event(json.dumps(record(schema_version=version, mood="calm", more={"a": [1]})).encode(), NOW_MS)
+    assert event.schema_version == version
 
 
 def test_each_field_of_the_event_has_a_rule() -> None:

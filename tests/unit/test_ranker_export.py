@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from features.slates import parse_slate
+from models.bundle import Bundle
 from models.ranker.calibration import identity
 from models.ranker.config import RankerConfig
 from models.ranker.experts import Mixture
@@ -14,8 +16,13 @@ from models.ranker.export import difference, export
 from models.ranker.network import RankerNetwork, Standardiser
 from models.ranker.scorer import Ranker
 from models.ranker_inputs import HEADS, OOV, RankerInputs, RankerLayout
+from serving.past_request import past_request
+from serving.replay import Verdict, replay
+from serving.slate_record import to_record
 from tests.bench.split_ranker import SplitRanker, request_feed
+from tests.past_requests import answered, live_view, query
 from tests.ranker_examples import random_inputs
+from tests.serving_bundle import write_tiny_bundle
 
 LAYOUT = RankerLayout(devices=("phone", "tv"), items=200, categories=12, creators=30, languages=4)
 TOLERANCE = 1e-5
@@ -25,11 +32,11 @@ TOLERANCE = 1e-5
 RAW = ("user_UF", "candidate_CF", "static_CS")
 
 
-def network_of(mixture: Mixture) -> RankerNetwork:
+def network_of(mixture: Mixture, layout: RankerLayout = LAYOUT) -> RankerNetwork:
     """Untrained, with embeddings and constants of the size that training leaves."""
     torch.manual_seed(3)
-    network = RankerNetwork(LAYOUT, RankerConfig(mixture=mixture)).eval()
-    fitted = random_inputs(LAYOUT, 500, 500, np.random.default_rng(9))
+    network = RankerNetwork(layout, RankerConfig(mixture=mixture)).eval()
+    fitted = random_inputs(layout, 500, 500, np.random.default_rng(9))
     standards: tuple[tuple[Standardiser, np.ndarray], ...] = (
         (network.standard_user, fitted.user_UF),
         (network.standard_candidate, fitted.candidate_CF),
@@ -70,6 +77,19 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     network, path = network_of(request.param), tmp_path_factory.mktemp("export") / "ranker.onnx"
     export(network, path, [random_inputs(LAYOUT, 8, users, np.random.default_rng(1)) for users in (1, 8)])
     return network, path
+
+
+def test_a_request_that_it_scored_replays(tmp_path: Path) -> None:
+    tiny = Bundle.load(write_tiny_bundle(tmp_path))
+    layout, path = tiny.ranker.layout, tmp_path / "ranker.onnx"
+    export(network_of("mmoe", layout), path, [random_inputs(layout, 8, 1, np.random.default_rng(1))])
+    bundle = replace(tiny, ranker=Ranker.load(path, layout, identity(len(HEADS))))
+    answer = answered(live_view(bundle), query(count=20), max_candidates=100, min_candidates=100)
+    for full, allowed in ((True, {Verdict.EQUAL}), (False, {Verdict.EQUAL, Verdict.CLOSE})):
+        record = parse_slate(to_record(answer, full_features=full).to_json())
+        checks = {check.part: check.verdict for check in replay(past_request(record, bundle))}
+        assert set(checks.values()) <= allowed, (full, checks)
+        assert checks["features"] is checks["slate"] is checks["propensities"] is Verdict.EQUAL
 
 
 @pytest.mark.parametrize("users", [1, 30])

@@ -14,7 +14,8 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 
 def commands(of: typer.Typer, prefix: str = "") -> set[str]:
     """The commands of an app and of its groups, such as `evaluate candidates`; a group may be a command itself."""
-    found = {f"{prefix}{made.name or made.callback.__name__}" for made in of.registered_commands if made.callback}
+    made_of = [(made.name, made.callback) for made in of.registered_commands if made.callback]
+    found = {f"{prefix}{name or function.__name__.replace('_', '-')}" for name, function in made_of}
     for group in of.registered_groups:
         inner = group.typer_instance
         found |= commands(inner, f"{group.name} ")

@@ -13,7 +13,7 @@ from features.specs import Entity, features_of
 from features.user_state import Interaction, UserState
 from models.bundle import Bundle, BundleError
 from models.sources import Candidates
-from serving.answer import Answer, to_proto, to_record
+from serving.answer import Answer, to_proto
 from serving.arms import POPULAR, RANDOM
 from serving.bundles import BundleWatcher, warm_up
 from serving.item_snapshot import ItemSnapshot
@@ -22,6 +22,7 @@ from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import ItemRules, Query
 from serving.rerank import RerankConfig
 from serving.score import SUNK_SCORE
+from serving.slate_record import to_record
 from serving.stages import Progress
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
@@ -225,7 +226,7 @@ def test_a_ranker_that_breaks_leaves_the_order_of_retrieval(view: LiveView, bund
 
 def test_past_the_deadline_there_is_still_a_slate(view: LiveView) -> None:
     answer = _recommend(view, progress=_progress(left_s=-1.0))
-    assert set(_stages(answer)) == {"retrieve", "score", "rerank"}
+    assert set(_stages(answer)) == {"hydrate", "retrieve", "score", "rerank"}
     assert len(_ids(answer)) == 10
 
 
@@ -296,3 +297,35 @@ def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> 
 def test_a_bundle_that_cannot_answer_does_not_pass_the_warm_up(view: LiveView, bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="cannot answer: RuntimeError: broken"):
         warm_up(replace(view, bundle=replace(bundle, sources={"als": Failing()})))
+
+
+def test_a_busy_service_scores_fewer_candidates_and_says_how_many(view: LiveView) -> None:
+    whole = to_proto(_recommend(view)).candidates_scored
+    scored = []
+    for share in (1.0, 0.05, 0.0):
+        progress = _progress()
+        progress.share = share
+        slate = to_proto(_recommend(view, progress=progress))
+        scored.append(slate.candidates_scored)
+        assert len(slate.items) == 10 and [note.stage for note in slate.degraded] == ["admit"] * (share < 1)
+    assert scored == [whole, 110, 100] and whole > 110
+    progress = _progress()
+    progress.share = 0.0
+    slate = to_proto(_recommend(view, progress=progress, config=PLAIN, count=150))
+    assert len(slate.items) == 150, "never fewer than were asked for"
+    assert slate.degraded[0].reason.startswith("the service is busy: ")
+
+
+def test_scoring_that_would_end_late_is_cut_or_left_out(view: LiveView) -> None:
+    """The ranker takes 5 ms a candidate by what it has cost, and there are 300 ms: for 48 with some headroom."""
+    pipeline = Pipeline(users=Users(), slates=None, config=PLAIN, clock_ms=lambda: NOW_MS)
+    for _ in range(50):
+        pipeline._score_cost.observe(view.bundle.bundle_id, 100, 500.0)
+    cut = pipeline.recommend(view, _query(), _progress(0.3))
+    assert 40 <= len(cut.item_index_C) <= 50 and _stages(cut) == ["score"] and cut.scored.probabilities
+    asked = tuple(item.item_id for item in reversed(tiny_items()))
+    named = pipeline.rank(view, _query(item_ids=asked, count=len(asked), explore=False), _progress(0.3))
+    assert _stages(named) == ["score"] and not named.scored.probabilities
+    assert _ids(named) == list(asked), "Rank drops nothing: the order is the caller's"
+    plenty = pipeline.recommend(view, _query(), _progress(10.0))
+    assert not plenty.progress.degraded

@@ -10,12 +10,14 @@ import pytest
 import serving
 from models.item_table import train_item_table
 from serving.filters import exclusions
+from serving.options import parse_arguments
+from serving.processes import StartError
 from serving.query import ItemRules
 from serving.rule_index import RuleIndexes, index_rules, unknown_names
 from serving.rules import MAX_NAMES, NO_RULES, Audience, Rules, RulesError, read_rules
 from serving.rules_watch import RulesWatcher
-from serving.server import Server, StartError, parse_arguments
 from serving.users import unknown_user
+from serving.worker import Worker
 from tests.serving_bundle import START_MS, tiny_items
 
 TABLE = train_item_table(tiny_items())
@@ -232,7 +234,7 @@ def test_a_bad_file_at_the_start_is_refused_and_none_is_no_rules(tmp_path: Path)
         RulesWatcher(tmp_path / "nowhere")
     nowhere = ["--port", "1", "--bundles", str(tmp_path), "--feature-repo", str(tmp_path), "--rules", "nowhere.toml"]
     with pytest.raises(StartError, match=r"rules nowhere.toml cannot be read: .* does not start without the rules"):
-        Server(parse_arguments(nowhere)[0], clock_ms=lambda: 0)
+        Worker(parse_arguments(nowhere), clock_ms=lambda: 0)
     watcher = RulesWatcher(None)
     watcher.start()
     watcher.look()

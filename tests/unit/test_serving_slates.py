@@ -178,7 +178,8 @@ def test_of_versions_one_is_on_a_page(view: LiveView, rules: Callable[[str], Rul
 
 
 def test_a_rerank_that_breaks_leaves_the_order_of_the_scores(view: LiveView) -> None:
-    slate = _recommend(replace(view, item_IF=view.item_IF[:, :0]), _pipeline(), explain=True)
+    none = replace(view.items, values_XF=view.items.values_XF[:, :0])
+    slate = _recommend(replace(view, items=none), _pipeline(), explain=True)
     assert [note.stage for note in slate.degraded] == ["score", "rerank"], "the ranker needs the features, too"
     assert slate.degraded[1].reason.startswith("it failed (IndexError)")
     assert [item.explanation.rank_by_score for item in slate.items] == list(range(10))

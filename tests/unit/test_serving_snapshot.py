@@ -43,7 +43,7 @@ def _check(got: SnapshotFeatures, events: list[Event], entities: tuple[Entity, .
         for name in {getattr(event, field[entity]) for event in events}:
             own = [event for event in events if getattr(event, field[entity]) == name]
             want = [window_value(feature, own, got.instant_ms) for feature in features_of(entity)]
-            row = features.take(features.rows([name]))[0]
+            row = features.values_XF[features.rows([name])][0]
             np.testing.assert_allclose(row, want, rtol=1e-12, err_msg=f"{entity} {name}")
 
 
@@ -79,7 +79,7 @@ def test_loading_from_the_store_equals_upserts_and_goes_on_from_there(seed: int)
     for name in {event.item_id for event in events + later}:
         own = [event for event in events + later if event.item_id == name]
         want = [window_value(features_of(Entity.ITEM)[f], own, NOW_MS) for f in fine]
-        np.testing.assert_allclose(items.take(items.rows([name]))[0][list(fine)], want, err_msg=name)
+        np.testing.assert_allclose(items.values_XF[items.rows([name])][0][list(fine)], want, err_msg=name)
 
 
 def test_a_quiet_items_hour_falls_to_nothing() -> None:
@@ -89,7 +89,7 @@ def test_a_quiet_items_hour_falls_to_nothing() -> None:
     names = [feature.name for feature in features_of(Entity.ITEM)]
     hour = names.index("item_clicks_1h")
     values = [
-        snapshot.finalise_all(instant).by_entity[Entity.ITEM].values_GF[0, hour]
+        snapshot.finalise_all(instant).by_entity[Entity.ITEM].values_XF[0, hour]
         for instant in (NOW_MS, NOW_MS + 30 * MINUTE, NOW_MS + 70 * MINUTE)
     ]
     assert values == [1, 1, 0]
@@ -97,7 +97,7 @@ def test_a_quiet_items_hour_falls_to_nothing() -> None:
 
 def test_an_unknown_id_has_empty_windows() -> None:
     items = ItemSnapshot().finalise_all(NOW_MS).by_entity[Entity.ITEM]
-    row = items.take(items.rows(["nobody"]))[0]
+    row = items.values_XF[items.rows(["nobody"])][0]
     np.testing.assert_array_equal(row, [feature.default for feature in features_of(Entity.ITEM)])
 
 

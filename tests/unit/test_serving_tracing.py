@@ -213,7 +213,7 @@ def test_an_unreachable_collector_costs_counted_spans_and_nothing_else(view: Liv
         wait_for(lambda: _counted(metrics, "failed"), "spans given up")
         assert len(client.recommend("u", 3).items) == 3
     tracer.close()
-    assert _counted(metrics, "failed") == 2 * 8 and _counted(metrics, "sent") == 0
+    assert _counted(metrics, "failed") == 2 * 9 and _counted(metrics, "sent") == 0
 
 
 def test_a_collector_that_hangs_fills_the_queue_and_the_rest_is_dropped(
@@ -232,7 +232,7 @@ def test_a_collector_that_hangs_fills_the_queue_and_the_rest_is_dropped(
         ):
             for _ in range(6):
                 assert len(client.recommend("u", 3).items) == 3
-            assert _counted(metrics, "dropped") == 6 * 8 - 20
+            assert _counted(metrics, "dropped") == 6 * 9 - 20
             kept.answers.set()
         tracer.close()
     assert len(kept.spans()) == _counted(metrics, "sent") == 20 and not _counted(metrics, "failed")
@@ -261,7 +261,7 @@ def test_the_client_needs_no_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_wrong_flags_are_refused(flags: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from serving.server import parse_arguments
+    from serving.options import parse_arguments
 
     with pytest.raises(SystemExit):
         parse_arguments(["--port", "1", "--bundles", ".", "--feature-repo", ".", *flags])

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
 
 import pytest
 
@@ -13,6 +13,7 @@ from features.specs import Entity, features_of
 from features.tile_rows import TileRow
 from features.tiles import DAY_TILE_MS, ITEM_TILES
 from serving.item_snapshot import SnapshotFeatures
+from serving.snapshot_files import KeeperReport
 from serving.upkeep import Upkeep
 from tests.conftest import wait_for
 
@@ -20,18 +21,18 @@ PLACE = [feature.name for feature in features_of(Entity.ITEM)].index("item_click
 
 
 class Seen:
-    """Keeps what the upkeep publishes, in the place of the service's view."""
+    """Keeps what the upkeep publishes, in the place of files."""
 
     def __init__(self) -> None:
         self.clicks: list[float] = []
-        self.notes: dict[str, str | None] = {}
+        self.reports: list[KeeperReport] = []
 
-    def apply_snapshot(self, features: SnapshotFeatures) -> None:
+    def publish(self, features: SnapshotFeatures) -> None:
         items = features.by_entity[Entity.ITEM]
-        self.clicks.append(float(items.take(items.rows(["i"]))[0, PLACE]))
+        self.clicks.append(float(items.values_XF[items.rows(["i"])][0, PLACE]))
 
-    def note(self, part: str, why: str | None) -> None:
-        self.notes[part] = why
+    def beat(self, report: KeeperReport) -> None:
+        self.reports.append(report)
 
 
 def _now_ms() -> int:
@@ -51,15 +52,16 @@ def test_the_snapshot_follows_a_switch(tmp_path: Path, topics_version: str) -> N
     rebuilt = f"{specs.version()}r2"
     _write(store, specs.version(), 1)
     _write(store, rebuilt, 2)
-    live: Any = seen
     upkeep = Upkeep(
-        live=live,
+        publication=seen,
         open_store=lambda version: open_backend(store, version),
         bootstrap_servers=None,
         topics=Topics(version=topics_version),
         clock_ms=_now_ms,
     )
-    upkeep.start()
+    stop = Event()
+    thread = Thread(target=upkeep.run, args=(stop,))
+    thread.start()
     try:
         wait_for(lambda: seen.clicks, "the first snapshot", timeout_s=10)
         assert seen.clicks[-1] == 1
@@ -67,6 +69,7 @@ def test_the_snapshot_follows_a_switch(tmp_path: Path, topics_version: str) -> N
             backend.switch(specs.version(), rebuilt)
         wait_for(lambda: seen.clicks[-1] == 2, "the snapshot of the version that the store names", timeout_s=10)
         assert set(seen.clicks) == {1.0, 2.0}
-        assert not seen.notes
+        assert set(seen.reports) == {KeeperReport()}
     finally:
-        upkeep.stop()
+        stop.set()
+        thread.join(10)

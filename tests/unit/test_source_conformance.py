@@ -1,6 +1,8 @@
 """What every candidate source owes its callers, run for each of them."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from models.item_table import ItemTable
 from models.lake import EventLog
 from models.sources import SOURCE_TYPES, RetrievalRequest, Source
 from models.sources.als import AlsSource
+from models.sources.base import top
+from models.sources.exploration import ExplorationSource
+from models.sources.kept import Kept
 from models.sources.merge import merge
+from models.sources.popular import PopularSource
 from models.train_sources import SourcesConfig, train_sources
 from tests.synthetic_lake import START_MS, synthetic_lake
 
@@ -238,3 +244,46 @@ def test_unit_factors_have_length_one_or_nothing(trained: tuple[dict[str, Source
     assert lengths == pytest.approx([1, 0, 0, 0])
     empty = replace(als, item_factors_ID=als.item_factors_ID[:0])
     assert not empty.unit_factors(np.array([0, 3], np.int32)).any()
+
+
+def test_exploration_draws_in_proportion_to_weight_without_replacement(
+    trained: tuple[dict[str, Source], ItemTable], request_of: RetrievalRequest
+) -> None:
+    """The chance of each pair of first and second is that of drawing from the weights that are left."""
+    source, size = ExplorationSource(), len(request_of.item_table)
+    excluded_I = np.ones(size, np.bool_)
+    excluded_I[[1, size - 3, size - 1]] = False
+    asked = again(request_of, excluded_I=excluded_I, impressions_I=np.full(size, 40, np.float32))
+    weight_I = np.where(asked.allowed_I, source.weights(asked), 0.0)
+    left = np.flatnonzero(asked.allowed_I)
+    assert len(left) == 3
+    rng, drawn = np.random.default_rng(0), Counter[tuple[int, ...]]()
+    for _ in range(4_000):
+        drawn[tuple(source.candidates(replace(asked, rng=rng), 2).item_index.tolist())] += 1
+    for one, other in permutations(left.tolist(), 2):
+        chance = weight_I[one] / weight_I.sum() * weight_I[other] / (weight_I.sum() - weight_I[one])
+        error = 4 * np.sqrt(chance * (1 - chance) / 4_000)
+        assert abs(drawn[one, other] / 4_000 - chance) <= error, (one, other)
+    assert set(source.candidates(replace(asked, rng=rng), 50).item_index.tolist()) == set(left.tolist())
+
+
+def test_what_is_kept_is_made_again_of_other_parts() -> None:
+    kept, one, other = Kept[int](), np.zeros(1), np.zeros(1)
+    made = iter(range(9))
+    values = [kept.of(parts, lambda: next(made)) for parts in ((5, one), (5, one), (5, other), (6, other), (6, None))]
+    assert values == [0, 0, 1, 2, 3]
+
+
+def test_popular_fills_up_beyond_its_first_items_when_those_are_excluded(
+    trained: tuple[dict[str, Source], ItemTable], request_of: RetrievalRequest
+) -> None:
+    size = len(request_of.item_table)
+    score_I = np.random.default_rng(1).permutation(size).astype(np.float32)
+    score_I[:3] = np.nan
+    source, excluded_I = PopularSource(score_I=score_I), np.zeros(size, np.bool_)
+    excluded_I[np.argsort(-np.nan_to_num(score_I, nan=-1))[: size // 2]] = True
+    asked = again(request_of, excluded_I=excluded_I)
+    for count in (0, 2, size):
+        want = top(score_I, asked.allowed_I, count)
+        got = source.candidates(asked, count)
+        assert got.item_index.tolist() == want.item_index.tolist() and got.score.tolist() == want.score.tolist()
