@@ -21,7 +21,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from batch.command import fail, write_report
 from batch.lake import TABLES, read_table, row_count
-from batch.parity_report import Float64s, Recomputed, compare, states_of
+from batch.parity_report import Recomputed, compare, states_of
 from batch.point_in_time import values_as_of
 from batch.served_rows import PIPELINE_MS, SNAPSHOT_MS, UNSETTLED_MS, ServedRow, State, sample_rows
 from batch.session import open_session

@@ -129,11 +129,11 @@ def _arrivals(lake: Path, log: ServedLog) -> tuple[Mapping[str, Int64s], Mapping
     )
     user_E, arrival_E = _objects(events.column("user_id")), _int64s(events.column("arrival_ms"))
     time_E = _int64s(events.column("event_time_ms"))
-    starts = np.flatnonzero(np.concatenate([[True], user_E[1:] != user_E[:-1]])) if len(user_E) else []
-    parts = zip(np.split(arrival_E, starts[1:]), np.split(time_E, starts[1:]), strict=True) if len(user_E) else []
-    spans = dict(zip(user_E[starts].tolist() if len(user_E) else [], parts, strict=True))
-    arrival = {user: arrivals for user, (arrivals, _) in spans.items()}
-    return arrival, {user: np.maximum.accumulate(times) for user, (_, times) in spans.items()}
+    users_U, start_U = np.unique(user_E.astype(str), return_index=True)
+    arrivals, times = np.split(arrival_E, start_U[1:]), np.split(time_E, start_U[1:])
+    newest = [np.maximum.accumulate(own) for own in times]
+    names = users_U.tolist()
+    return dict(zip(names, arrivals, strict=False)), dict(zip(names, newest, strict=False))
 
 
 def _slates(lake: Path, from_ms: int, until_ms: int) -> pa.Table:
