@@ -12,6 +12,7 @@ row follows from `serving/upkeep.py`, which finalises what was touched each seco
 - A row with an arrival in that time is UNSETTLED: which events it had seen is not known. It is reported apart.
 """
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,8 @@ UNSETTLED_MS: Mapping[Entity, int] = {
 """An arrival in so many milliseconds before the row's instant sets the row apart."""
 
 Float32s = npt.NDArray[np.float32]
+_ITEMS_BEHIND = re.compile("no item features|item features (are|could|may)")
+"""What `serving.follower` and `serving.upkeep` say of a snapshot that is not as it should be."""
 
 
 class State(StrEnum):
@@ -114,7 +117,7 @@ def rows_of(record: SlateRecord) -> Iterator[tuple[Entity, ServedRow]]:
     if not record.user_features:
         return
     user_degraded = any(note.startswith("hydrate:") for note in record.degraded)
-    items_degraded = any("item features" in note for note in record.degraded)
+    items_degraded = any(_ITEMS_BEHIND.search(note) for note in record.degraded)
     read_ms = None if record.evidence is None else int(record.evidence.user["instant_ms"])
     if read_ms is not None and record.user_id:
         values_F = _ordered(Entity.USER, record.user_features)

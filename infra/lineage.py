@@ -19,6 +19,7 @@ from features.names import LakeTables
 from models.bundle import BundleError, read_manifest
 from models.refusal import RefusalError
 from models.workspace import REPORT
+from serving.request_log import RequestLogReader
 
 if TYPE_CHECKING:
     from models.registry import Version
@@ -42,6 +43,7 @@ _SLATE = (
     "offset",
     "arrival_ms",
 )
+NOT_INGESTED = "its place in Kafka: it is in the request log, and the lake does not hold it yet"
 _OFFSETS = ("topic", "partition", "offset")
 
 
@@ -78,23 +80,37 @@ class Places:
     workspace: Path
     versions: Mapping[str, "Version"] = field(default_factory=dict)
     """The registry's bundles by id."""
+    request_log: Path | None = None
+    """Where the service keeps its last day's answers: asked for what has not come to the lake yet."""
 
 
 def lineage(request_id: str, places: Places) -> Step:
-    """The slate with everything behind it. Raises `LineageError` when the lake does not hold it."""
-    path = str(places.lake / TABLES.slates)
+    """The slate with everything behind it. Raises `LineageError` when neither lake nor request log hold it."""
+    found, missing = _in_lake(request_id, places.lake), ""
+    if found is None and places.request_log is not None:
+        found, missing = _in_request_log(request_id, places.request_log), NOT_INGESTED
+    if found is None:
+        raise LineageError(
+            f"no slate {request_id!r} in {places.lake / TABLES.slates} or the request log; give the request_id of an "
+            "answer, and if it is newer than the last run of the DAG lake_ingest, run that first."
+        )
+    facts = {name: found[name] for name in _SLATE if name in found and name != "request_id"}
+    bundle = _bundle(facts["bundle_id"], places)
+    return Step(kind="slate", name=request_id, facts=facts, missing=missing, made_from=(bundle,))
+
+
+def _in_lake(request_id: str, lake: Path) -> dict[str, Any] | None:
+    path = str(lake / TABLES.slates)
     if not DeltaTable.is_deltatable(path):
-        raise LineageError(f"no table of slates in {places.lake}; run the DAG lake_ingest, which brings them there.")
+        return None
     slates = DeltaTable(path).to_pyarrow_dataset()
     found = slates.to_table(columns=list(_SLATE), filter=pc.field("request_id") == request_id).to_pylist()
-    if not found:
-        raise LineageError(
-            f"no slate {request_id!r} in {places.lake / TABLES.slates}; give the request_id of an answer, and if it is "
-            "newer than the last run of the DAG lake_ingest, run that first."
-        )
-    facts = {name: value for name, value in found[0].items() if name != "request_id"}
-    bundle = _bundle(facts["bundle_id"], places)
-    return Step(kind="slate", name=request_id, facts=facts, made_from=(bundle,))
+    return found[0] if found else None
+
+
+def _in_request_log(request_id: str, directory: Path) -> dict[str, Any] | None:
+    record = RequestLogReader(directory).find(request_id)
+    return None if record is None else {**vars(record), "degraded": list(record.degraded)}
 
 
 def _bundle(bundle_id: str, places: Places) -> Step:

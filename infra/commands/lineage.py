@@ -30,6 +30,7 @@ def lineage(
             lake=settings.lake_dir,
             bundles_dir=settings.bundles_dir,
             workspace=settings.workspace_dir,
+            request_log=settings.request_log_dir,
             versions={version.bundle_id: version for version in versions},
         ),
     )

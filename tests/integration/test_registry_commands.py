@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from infra.doctor import Verdict, _champion
 from infra.settings import load_settings
 from models.bundle import CHAMPION, MANIFEST, Bundle, champion_id
 from models.bundle_writer import build_bundle
-from models.champions import promotion_lock, read_champions
+from models.champions import promotion_lock, read_champions, set_champion
+from models.monitor import Monitor, watch
+from models.monitor_limits import MonitorLimits
 from models.promote import promote
 from models.promotion import ensure_registered
 from models.registry import Registry
 from models.value import DEFAULT_WEIGHTS
 from models.workspace import RANKER, TEST_EXAMPLES, latest_run
+from tests.served_world import NOW_MS, PROMOTED_MS, World
 from tests.trained_workspace import small_lake, write_runs
 
 Millrace = Callable[..., tuple[int, str, str]]
@@ -320,3 +324,30 @@ def test_before_anything_is_trained_every_command_says_so(
         code, _, err = millrace(*command)
         assert (code, err.count("\n")) == (1, 1) and "there is no champion" in err
     assert not (tmp_path / "empty").exists(), "something was written"
+
+
+def test_a_promoted_bundle_that_breaks_a_guardrail_is_rolled_back_once(var: Path, names: dict[str, str]) -> None:
+    first, better = names["first"], names["better"]
+    set_champion(var / "bundles", better, at_ms=PROMOTED_MS)
+    world = World(old=first, new=better)
+    world.click_rate[better] = 0.2
+    monitor = Monitor(
+        lake=world.write(var / "lake"),
+        bundles_dir=var / "bundles",
+        workspace=var / "workspace",
+        tracking_uri=f"sqlite:///{var}/mlflow.db",
+        now_ms=NOW_MS,
+        limits=MonitorLimits(min_rows=200),
+    )
+    dry = watch(replace(monitor, dry_run=True))["rollback"]
+    assert (dry["would_go_to"], dry["went_to"], champion_id(var / "bundles")) == (first, None, better)
+    report = watch(monitor)
+    assert [alert["subject"] for alert in report["alerts"]] == ["click_rate"]
+    assert report["rollback"]["went_to"] == first
+    assert served_and_alias(var) == (first, first)
+    last = read_champions(var / "bundles").history[-1]
+    assert (last.action, last.replaced) == ("rollback", better)
+    assert last.reason.startswith("monitor: click_rate went from 0.2886 to 0.2193")
+    assert tags_of(var, better)["rolled_back_because"] == last.reason
+    again = watch(monitor)
+    assert (again["alerts"], again["rollback"]["went_to"], champion_id(var / "bundles")) == ([], None, first)

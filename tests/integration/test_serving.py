@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from typer.testing import CliRunner
 
 from features.backends import Backend, open_backend
-from features.events import Event, EventType, parse_event
+from features.events import Event as UserEvent
+from features.events import EventType, parse_event
 from features.names import Topics
 from features.slates import SlateRecord, parse_slate
 from features.tile_rows import TileRow
@@ -225,7 +226,7 @@ def test_a_logged_request_replays_and_is_asked_why(
 
 def test_feedback_reaches_the_events_topic(service: Service, client: RankingClient, kafka_broker: str) -> None:
     now_ms = _now_ms()
-    good = Event(
+    good = UserEvent(
         event_id="f1",
         event_type=EventType.IMPRESSION,
         event_time_ms=now_ms,

@@ -54,7 +54,7 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("recommend", "u1"), 1, "nothing listens on port"),
         (("recommend", "u1", "--count", "0"), 2, "--count"),
         (("similar", "i1"), 1, "nothing listens on port"),
-        (("lineage", "r1"), 1, "no table of slates in"),
+        (("lineage", "r1"), 1, "no slate 'r1' in"),
         (("lineage",), 2, "Missing argument"),
         (("rules", "check"), 2, "Missing argument"),
         (("rules", "check", "nowhere.toml"), 1, "rules nowhere.toml cannot be read"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 import infra.cli
 from features.names import LakeTables
+from features.slates import SlateRecord
 from infra.lineage import LineageError, Places, lineage
 from models.registry import Version
 from models.workspace import atomic_json
+from serving.request_log import LoggedRequest, RequestLogWriter
 
 TABLES = LakeTables()
 BUNDLE = "bundle-0123456789ab"
@@ -148,8 +151,38 @@ def test_a_version_that_never_was(places: Places) -> None:
 def test_a_slate_that_is_not_there(places: Places, tmp_path: Path) -> None:
     with pytest.raises(LineageError, match="no slate 'r9'"):
         lineage("r9", places)
-    with pytest.raises(LineageError, match="no table of slates"):
+    with pytest.raises(LineageError, match="run that first"):
         lineage("r1", Places(lake=tmp_path / "none", bundles_dir=tmp_path, workspace=tmp_path))
+
+
+def test_an_answer_that_has_not_come_to_the_lake_is_found_in_the_request_log(places: Places, tmp_path: Path) -> None:
+    record = SlateRecord(
+        request_id="r9",
+        user_id="u1",
+        served_at_ms=1_760_000_000_000,
+        surface="home",
+        bundle_id=BUNDLE,
+        arm="millrace",
+        degraded=("score: no time left",),
+        snapshot_instant_ms=1,
+        newest_event_ms=None,
+        user_features={},
+        items=(),
+        candidates=(),
+    )
+    writer = RequestLogWriter(tmp_path / "log", lambda: record.served_at_ms)
+    writer.write([LoggedRequest(record=record, value=record.to_json())])
+    writer.close()
+    slate = lineage("r9", replace(places, request_log=tmp_path / "log"))
+    assert slate.facts["degraded"] == ["score: no time left"]
+    assert "offset" not in slate.facts
+    assert "the lake does not hold it yet" in slate.missing
+    assert [step.name for step in slate.made_from] == [BUNDLE]
+    json.dumps(slate.to_json())
+    found = lineage("r1", replace(places, request_log=tmp_path / "log"))
+    assert (found.facts["offset"], found.missing) == (41, ""), "what the lake has is taken from there"
+    with pytest.raises(LineageError, match="no slate 'r8'"):
+        lineage("r8", replace(places, request_log=tmp_path / "none"))
 
 
 def test_the_command_shows_a_tree_or_json(

@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
 
-from features.names import LakeTables
-from features.specs import WINDOWED_FEATURES
 from models.automatic_rollback import decide
 from models.champions import Champions, Switch
 from models.drift import population_stability
-from models.examples import LABELS
 from models.guardrails import Comparison, Guardrail
 from models.metrics.bootstrap import Interval
 from models.monitor import Monitor, watch
@@ -23,116 +18,10 @@ from models.monitor_alerts import MonitorError, judge
 from models.monitor_limits import MonitorLimits
 from models.refusal import RefusalError
 from models.workspace import atomic_json
+from tests.served_world import HOUR_MS, ITEMS, NOW_MS, PROMOTED_MS, World
 
-HOUR_MS = 3_600_000
-NOW_MS = 1_760_000_000_000
-PROMOTED_MS = NOW_MS - 30 * HOUR_MS
 NEW, OLD = "bundle-new", "bundle-old"
-USERS, ITEMS, SLOTS = 80, 60, 4
-TABLES = LakeTables()
 LIMITS = MonitorLimits(min_rows=200)
-
-ITEM = pa.struct(
-    [
-        ("item_id", pa.string()),
-        ("position", pa.int32()),
-        ("score", pa.float64()),
-        ("sources", pa.list_(pa.string())),
-        ("probabilities", pa.map_(pa.string(), pa.float64())),
-    ]
-)
-SLATES = pa.schema(
-    [
-        ("request_id", pa.string()),
-        ("user_id", pa.string()),
-        ("served_at_ms", pa.int64()),
-        ("bundle_id", pa.string()),
-        ("arm", pa.string()),
-        ("newest_event_ms", pa.int64()),
-        ("items", pa.list_(ITEM)),
-    ]
-)
-
-
-class World:
-    """What was served and done in three days; `now_…` says what the last day is like."""
-
-    def __init__(self) -> None:
-        self.click_rate = {OLD: 0.3, NEW: 0.3}
-        self.hide_rate = {OLD: 0.05, NEW: 0.05}
-        self.items = {OLD: ITEMS, NEW: ITEMS}
-        self.now_score = 0.0
-        self.now_probability = 0.3
-        self.now_behind_ms = 0
-        self.now_sources: tuple[str, ...] = ("als", "popular")
-        self.now_feature = 0.0
-        self.now_label = 0.3
-
-    def write(self, lake: Path) -> Path:
-        rng = np.random.default_rng(4)
-        slates: list[dict[str, Any]] = []
-        events: list[dict[str, Any]] = []
-        for n in range(900):
-            at_ms = NOW_MS - 72 * HOUR_MS + n * (72 * HOUR_MS // 900)
-            slate = self._slate(rng, n, at_ms)
-            slates.append(slate)
-            events += self._reactions(rng, slate)
-        write_deltalake(lake / TABLES.slates, pa.Table.from_pylist(slates, SLATES))
-        write_deltalake(lake / TABLES.silver_events, pa.Table.from_pylist(events))
-        write_deltalake(lake / TABLES.examples, self._examples(rng))
-        return lake
-
-    def _slate(self, rng: np.random.Generator, n: int, at_ms: int) -> dict[str, Any]:
-        bundle, today = (NEW if at_ms >= PROMOTED_MS else OLD), at_ms >= NOW_MS - 24 * HOUR_MS
-        sources = self.now_sources if today else ("als", "popular")
-        items = [
-            {
-                "item_id": f"i{rng.integers(self.items[bundle])}",
-                "position": position,
-                "score": float(rng.normal(self.now_score if today else 0.0)),
-                "sources": [str(rng.choice(sources))],
-                "probabilities": {"click": self.now_probability if today else 0.3},
-            }
-            for position in range(SLOTS)
-        ]
-        behind_ms = self.now_behind_ms if today else 0
-        return {
-            "request_id": f"r{n}",
-            "user_id": f"u{n % USERS}",
-            "served_at_ms": at_ms,
-            "bundle_id": bundle,
-            "arm": "millrace",
-            "newest_event_ms": at_ms - 60_000 - behind_ms,
-            "items": items,
-        }
-
-    def _reactions(self, rng: np.random.Generator, slate: dict[str, Any]) -> list[dict[str, Any]]:
-        bundle, user, at_ms = slate["bundle_id"], slate["user_id"], slate["served_at_ms"]
-        rows = [{"request_id": "", "item_id": "i0", "event_type": "like", "event_time_ms": at_ms - 60_000}]
-        for item in slate["items"]:
-            happened = [("impression", 1.0), ("click", self.click_rate[bundle]), ("hide", self.hide_rate[bundle])]
-            rows += [
-                {
-                    "request_id": slate["request_id"],
-                    "item_id": item["item_id"],
-                    "event_type": kind,
-                    "event_time_ms": at_ms + 1_000,
-                }
-                for kind, chance in happened
-                if rng.random() < chance
-            ]
-        return [{**row, "user_id": user, "arrival_ms": row["event_time_ms"] + 20} for row in rows]
-
-    def _examples(self, rng: np.random.Generator) -> pa.Table:
-        rows = 2_000
-        t_ms = NOW_MS - 72 * HOUR_MS + np.arange(rows) * (72 * HOUR_MS // rows)
-        today = t_ms >= NOW_MS - 24 * HOUR_MS
-        columns: dict[str, Any] = {"user_id": [f"u{n % USERS}" for n in range(rows)], "t_ms": t_ms}
-        columns |= {feature.name: rng.poisson(2.0, rows).astype(float) for feature in WINDOWED_FEATURES}
-        columns["item_clicks_1h"] += np.where(today, self.now_feature, 0.0)
-        columns |= {label: (rng.random(rows) < 0.3).astype(float) for label in LABELS}
-        columns["label_like"] = (rng.random(rows) < np.where(today, self.now_label, 0.3)).astype(float)
-        return pa.table(columns)
 
 
 def champions(bundles_dir: Path) -> None:
@@ -144,7 +33,7 @@ def champions(bundles_dir: Path) -> None:
     atomic_json(bundles_dir / "champion.json", {"bundle_id": NEW, "before": [OLD], "history": history})
 
 
-def run(tmp_path: Path, world: World, limits: MonitorLimits = LIMITS) -> dict[str, Any]:
+def run(tmp_path: Path, world: World) -> dict[str, Any]:
     champions(tmp_path / "bundles")
     monitor = Monitor(
         lake=world.write(tmp_path / "lake"),
@@ -152,7 +41,7 @@ def run(tmp_path: Path, world: World, limits: MonitorLimits = LIMITS) -> dict[st
         workspace=tmp_path / "workspace",
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         now_ms=NOW_MS,
-        limits=limits,
+        limits=LIMITS,
     )
     return watch(monitor)
 
@@ -162,7 +51,7 @@ def alerts(report: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 def test_nothing_is_wrong_with_a_calm_world(tmp_path: Path) -> None:
-    report = run(tmp_path, World())
+    report = run(tmp_path, World(OLD, NEW))
     assert alerts(report) == set()
     assert not [check for check, record in report["checks"].items() if "not_judged" in record]
     assert [guardrail["name"] for guardrail in report["guardrails"]["guardrails"]] == [
@@ -193,11 +82,10 @@ BROKEN: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_each_thing_broken_gives_exactly_its_alert(tmp_path: Path, what: str) -> None:
-    world, (changes, alert) = World(), BROKEN[what]
+    world, (changes, alert) = World(OLD, NEW), BROKEN[what]
     for name, value in changes.items():
         setattr(world, name, value)
-    limits = LIMITS.model_copy(update={"min_rows": 50}) if what == "score" else LIMITS
-    report = run(tmp_path, world, limits)
+    report = run(tmp_path, world)
     assert alerts(report) == {alert}
     assert report["rollback"]["went_to"] is None, "the bundle before is not there to go back to"
     broken = alert[0] == "guardrail"
