@@ -13,7 +13,6 @@ import httpx
 from infra.airflow import USER, passwords_path
 from infra.settings import Settings
 
-ENDED = ("success", "failed")
 PAGE = 100
 """The most rows that the API returns at once."""
 READ_ATTEMPTS = 5

@@ -18,6 +18,7 @@ from models.refusal import RefusalError
 from models.sources.base import RetrievalRequest
 from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.experiments_file import read_experiments
+from serving.file_stamp import Stamp, stamp_of
 from serving.live import Live
 from serving.rerank import RerankConfig
 from serving.score import score
@@ -31,7 +32,6 @@ WARM_UP_CANDIDATES = 300
 WARM_UP_RUNS = 3
 _NOTE = "champion"
 
-Stamp = tuple[int, int] | None
 """Modification time and inode of a file; None without one. Files are replaced, so either tells a change."""
 
 
@@ -113,7 +113,7 @@ class BundleWatcher:
         self._let_go()
 
     def _look_at_champion(self) -> None:
-        stamp = _stamp(self._bundles_dir / CHAMPION)
+        stamp = stamp_of(self._bundles_dir / CHAMPION)
         if stamp is None or stamp == self._champion_stamp:
             return
         self._champion_stamp = stamp
@@ -165,7 +165,7 @@ class BundleWatcher:
         file = self._experiments_file
         if file is None:
             return
-        stamp = _stamp(file)
+        stamp = stamp_of(file)
         now = self._experiments
         if now is None or stamp != self._file_stamp:
             self._file_stamp = stamp
@@ -223,7 +223,7 @@ class BundleWatcher:
             _log.info("bundle %s is let go", bundle_id)
 
     def _manifest_stamp(self, bundle_id: str) -> Stamp:
-        return _stamp(self._bundles_dir / bundle_id / MANIFEST)
+        return stamp_of(self._bundles_dir / bundle_id / MANIFEST)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -266,11 +266,3 @@ def warm_up(view: LiveView) -> None:
         raise BundleError(f"bundle {view.bundle.path}: cannot answer: {type(error).__name__}: {error}.") from error
     if scored.sunk:
         raise BundleError(f"bundle {view.bundle.path}: {scored.sunk} of {len(item_index_C)} scores are not finite.")
-
-
-def _stamp(file: Path) -> Stamp:
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino

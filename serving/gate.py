@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from serving.callers import ANONYMOUS, Caller, Callers, CallersError, read_callers
+from serving.file_stamp import stamp_of
 from serving.guard_metrics import GuardMetrics
 from serving.observation import API_KEY
 from serving.observed_requests import METHODS_OF
@@ -37,7 +38,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no t
         self._rates = rates
         self._metrics = metrics
         self._monotonic_s = monotonic_s
-        self._looked_at = _stamp(file)
+        self._looked_at = stamp_of(file)
         self._look_at_s = monotonic_s() + LOOK_EVERY_S
         self._callers = None if file is None else read_callers(file)
 
@@ -81,7 +82,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio has no t
         """The callers of the file as it is now, or as it was before it became a bad one."""
         if self._file is not None and self._monotonic_s() >= self._look_at_s:
             self._look_at_s = self._monotonic_s() + LOOK_EVERY_S
-            stamp = _stamp(self._file)
+            stamp = stamp_of(self._file)
             if stamp != self._looked_at:
                 self._looked_at = stamp
                 self._read(self._file)
@@ -102,11 +103,3 @@ def _refused(code: grpc.StatusCode, reason: str) -> Refusal:
         await context.abort(code, reason)
 
     return refuse
-
-
-def _stamp(file: Path | None) -> tuple[int, ...] | None:
-    try:
-        status = None if file is None else file.stat()
-    except OSError:
-        return None
-    return None if status is None else (status.st_mtime_ns, status.st_ino, status.st_size)

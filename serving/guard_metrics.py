@@ -4,9 +4,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from serving.breaker import STATES
 
-OUTCOMES = ("admitted", "no_key", "unknown_key", "method", "rate")
-"""What becomes of a call at the gate (`serving.callers`)."""
-
 
 class GuardMetrics:
     """A part of `serving.metrics.Metrics`. `caller` is a name of the callers file, or empty for a stranger."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
+from serving.file_stamp import stamp_of
 from serving.rules import NO_RULES, Rules, RulesError, read_rules
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class RulesWatcher:
         self._thread = Thread(target=self._run, name="rules", daemon=True)
         self.refused = 0
         """Changes of the file that were refused since the start."""
-        self._looked_at = self._stamp()
+        self._looked_at = stamp_of(self._file)
         self.rules: Rules = NO_RULES if file is None else read_rules(file)
         on_switch(self.rules.version)
 
@@ -44,7 +45,7 @@ class RulesWatcher:
 
     def look(self) -> None:
         """Reads the file if it has changed since the last look."""
-        stamp = self._stamp()
+        stamp = stamp_of(self._file)
         if self._file is None or stamp == self._looked_at:
             return
         self._looked_at = stamp
@@ -58,13 +59,6 @@ class RulesWatcher:
             self.rules = rules
             _log.info("rules of version %s apply from now on", rules.version)
             self._on_switch(rules.version)
-
-    def _stamp(self) -> tuple[int, ...] | None:
-        try:
-            status = None if self._file is None else self._file.stat()
-        except OSError:
-            return None
-        return None if status is None else (status.st_mtime_ns, status.st_ino, status.st_size)
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_EVERY_S):

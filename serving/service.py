@@ -1,6 +1,5 @@
 """The gRPC servicer: checks requests, admits them or sheds them, and has the pipeline answer them in time."""
 
-import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -25,8 +24,6 @@ from serving.refusals import refuse_for_now
 from serving.stages import Progress
 from serving.view import LiveView
 from serving.workers import LateError, Workers
-
-_log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE_S = 1.0
 """For callers that set none."""
