@@ -13,12 +13,13 @@ A cut never has to be undone: the least kept value only grows, and a key cut onc
 value of its own arrives.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
+
+import orjson
 
 from features.events import ID_PATTERN, EventType
 from features.user_state import SEEN_MAX, Interaction
@@ -86,7 +87,7 @@ _WIRE = re.compile(
 
 def _parsed_as_json(value: bytes) -> Interaction:
     try:
-        record = json.loads(value)
+        record = orjson.loads(value)
     except ValueError as error:
         raise InteractionError(f"interaction: got {value[:80]!r}; allowed: a JSON object.") from error
     if not isinstance(record, dict) or record.get("event_type") not in _TYPES:
@@ -154,7 +155,7 @@ def encode_interaction(interaction: Interaction) -> str:
 
 def decode_history(user_id: str, joined: str) -> tuple[Interaction, ...]:
     """The history of entries joined by commas, newest first, of which there are at most `HISTORY_MAX`."""
-    return tuple([_made(user_id, *entry) for entry in json.loads(f"[{joined}]")])
+    return tuple([_made(user_id, *entry) for entry in orjson.loads(f"[{joined}]")])
 
 
 def _made(

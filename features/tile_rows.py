@@ -4,7 +4,6 @@ A packed row is `PREFIX + K` little-endian 64-bit integers: tile_ms, tile_start_
 family's K columns in their order. Shapes: T tile rows, K columns, N integers, P parts of packed rows.
 """
 
-import json
 import re
 import struct
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 
 from features.algebra import Int64s, TileRows
 from features.events import ID_PATTERN
@@ -66,7 +66,7 @@ def family_named(name: str) -> TileFamily:
 def parse_tile(family: TileFamily, value: bytes) -> TileRow:
     """Reads one record's value. Raises `TileError` when a field is absent, of another type or out of range."""
     try:
-        record = json.loads(value)
+        record = orjson.loads(value)
     except ValueError as error:
         raise TileError(f"tile of {family.name}: got {value[:80]!r}; allowed: a JSON object.") from error
     key_fields, integer_fields = _wire_fields(family.name)

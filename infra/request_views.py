@@ -26,7 +26,7 @@ def why_view(past: PastRequest, item_id: str) -> Group:
     if found.source_ranks:
         ranks = ", ".join(f"{name} (rank {rank})" for name, rank in found.source_ranks.items())
         shown.append(f"proposed by {ranks}")
-    row = next((row for row, got in enumerate(past.record.candidates) if got.item_id == item_id), None)
+    row = next((row for row, got in enumerate(past.record.candidates) if got["item_id"] == item_id), None)
     if row is not None:
         shown += [view for view in (_heads(past, row), _moves(past, row), _features(past, row)) if view is not None]
     return Group(*shown)
@@ -55,7 +55,8 @@ def _heads(past: PastRequest, row: int) -> Table | None:
     for head, p in zip(past.evidence.settings["heads"], past.arrays["probability_RT"][at].tolist(), strict=True):
         weight = past.arm.value_weights.get(head, 0.0)
         table.add_row(head, f"{p:.6f}", f"{weight:g}", f"{p * weight:+.6f}")
-    table.add_row("score", "", "", f"{past.record.candidates[row].score:+.6f}")
+    score = past.record.candidates[row]["score"]
+    table.add_row("score", "", "", f"{score:+.6f}")
     return table
 
 

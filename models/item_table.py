@@ -6,6 +6,7 @@ Shapes: I items, in the order of their indices.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class ItemTable:
 
     def indices(self, item_ids: Sequence[str]) -> Int32s:
         """The index of each id, `UNKNOWN` where the table lacks it."""
-        return np.fromiter((self.index.get(item_id, UNKNOWN) for item_id in item_ids), np.int32, len(item_ids))
+        return np.fromiter(map(self.index.get, item_ids, repeat(UNKNOWN)), np.int32, len(item_ids))
 
     def with_items(self, items: Iterable[Item]) -> "ItemTable":
         """A table in which each item replaces the row of its id or is appended; a later item wins.

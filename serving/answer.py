@@ -5,9 +5,12 @@ C candidates, S positions of the slate.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
+from features.slates import SlateItem
 from features.user_state import UserState
 from models.item_table import Int32s
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
@@ -48,23 +51,50 @@ class Answer:
     rules_version: str = ""
     """Of the rules file in use when it was answered."""
 
+    @cached_property
+    def items(self) -> tuple[SlateItem, ...]:
+        """What is returned, by position, as it is answered and logged."""
+        table, row_S = self.view.item_table, self.rows.row_S
+        index_S = self.item_index_C[row_S]
+        columns = zip(
+            index_S.tolist(),
+            finite(self.scored.score_C[row_S]),
+            self.rows.propensity_S.tolist(),
+            self.retrieved.source_ranks(index_S.tolist()),
+            self._probabilities(row_S),
+            table.category_code[index_S].tolist(),
+            table.creator_code[index_S].tolist(),
+            strict=True,
+        )
+        return tuple(
+            SlateItem(
+                item_id=table.item_ids[index],
+                position=position,
+                score=score,
+                propensity=propensity,
+                sources=tuple(ranks),
+                probabilities=probabilities,
+                category=table.categories[category],
+                creator_id=table.creators[creator],
+            )
+            for position, (index, score, propensity, ranks, probabilities, category, creator) in enumerate(columns)
+        )
+
     def item_id(self, row: int) -> str:
         """The id of the candidate in a row."""
         return self.view.item_table.item_ids[int(self.item_index_C[row])]
 
     def score(self, row: int) -> float:
         """The candidate's score as answered and logged: always finite."""
-        got = float(self.scored.score_C[row])
-        return got if np.isfinite(got) else SUNK_SCORE
+        return finite(self.scored.score_C[row : row + 1])[0]
 
     def probabilities(self, row: int) -> dict[str, float]:
         """The candidate's finite predictions by head."""
-        found = ((head, float(p_C[row])) for head, p_C in self.scored.probabilities.items())
-        return {head: p for head, p in found if np.isfinite(p)}
+        return self._probabilities(np.array([row]))[0]
 
     def source_ranks(self, row: int) -> dict[str, int]:
         """The sources that proposed the candidate with its rank in each, best first."""
-        return self.retrieved.source_ranks(int(self.item_index_C[row]))
+        return self.retrieved.source_ranks([int(self.item_index_C[row])])[0]
 
     def features(self, row: int) -> dict[str, float]:
         """The windowed features of the candidate as the ranker read them; empty without the ranker."""
@@ -77,6 +107,21 @@ class Answer:
         if self.scored.inputs is None:
             return {}
         return dict(zip(USER_FEATURES, self.scored.inputs.user_UF[0].tolist(), strict=True))
+
+    def _probabilities(self, row_S: npt.NDArray[np.int64]) -> list[dict[str, float]]:
+        heads = list(self.scored.probabilities)
+        if not heads:
+            return [{} for _ in row_S]
+        p_ST = np.stack([p_C[row_S] for p_C in self.scored.probabilities.values()], axis=1)
+        if np.isfinite(p_ST).all():
+            return [dict(zip(heads, row, strict=True)) for row in p_ST.tolist()]
+        return [{head: p for head, p in zip(heads, row, strict=True) if np.isfinite(p)} for row in p_ST.tolist()]
+
+
+def finite(score_C: npt.NDArray[np.float64]) -> list[float]:
+    """Scores as they are answered and logged: `SUNK_SCORE` for one that is not finite."""
+    scores: list[float] = np.where(np.isfinite(score_C), score_C, SUNK_SCORE).tolist()
+    return scores
 
 
 def to_proto(answer: Answer) -> pb.Slate:
@@ -101,22 +146,22 @@ def to_proto(answer: Answer) -> pb.Slate:
         if stage in answer.progress.stage_ms:
             slate.stage_times.add(stage=stage, ms=answer.progress.stage_ms[stage])
     explained = _explanations(answer) if answer.query.explain else {}
-    for position, row in enumerate(answer.rows.row_S.tolist()):
-        slate.items.append(_proto_item(answer, position, row, explained.get(position)))
+    for item in answer.items:
+        slate.items.append(proto_item(item, explained.get(item.position)))
     return slate
 
 
-def _proto_item(answer: Answer, position: int, row: int, explanation: pb.Explanation | None) -> pb.RankedItem:
-    table, item_index = answer.view.item_table, int(answer.item_index_C[row])
+def proto_item(item: SlateItem, explanation: pb.Explanation | None) -> pb.RankedItem:
+    """The returned item on the wire."""
     return pb.RankedItem(
-        item_id=table.item_ids[item_index],
-        score=answer.score(row),
-        head_probabilities=answer.probabilities(row),
-        sources=list(answer.source_ranks(row)),
-        position=position,
-        propensity=float(answer.rows.propensity_S[position]),
-        category=table.categories[table.category_code[item_index]],
-        creator_id=table.creators[table.creator_code[item_index]],
+        item_id=item.item_id,
+        score=item.score,
+        head_probabilities=item.probabilities,
+        sources=item.sources,
+        position=item.position,
+        propensity=item.propensity,
+        category=item.category,
+        creator_id=item.creator_id,
         explanation=explanation,
     )
 

@@ -61,9 +61,9 @@ class RankedItem:
     creator_id: str
     explored: bool = False
     """Known only if the request asked for an explanation."""
-    contributions: Mapping[str, float]
+    contributions: Mapping[str, float] = field(default_factory=dict)
     """Head to its share of the score; empty unless the request asked for an explanation."""
-    features: Mapping[str, float]
+    features: Mapping[str, float] = field(default_factory=dict)
     """Windowed features that the ranker read; empty unless the request asked for an explanation."""
     rank_by_score: int | None = None
     """Position by score alone; None unless the request asked for an explanation."""
@@ -326,6 +326,7 @@ def _slate(slate: pb.Slate) -> Slate:
 
 
 def _item(item: pb.RankedItem) -> RankedItem:
+    explained = _explained(item.explanation) if item.HasField("explanation") else {}
     return RankedItem(
         item_id=item.item_id,
         score=item.score,
@@ -335,16 +336,22 @@ def _item(item: pb.RankedItem) -> RankedItem:
         propensity=item.propensity,
         category=item.category,
         creator_id=item.creator_id,
-        explored=item.explanation.explored,
-        contributions=dict(item.explanation.contributions),
-        features=dict(item.explanation.features),
-        rank_by_score=item.explanation.rank_by_score if item.HasField("explanation") else None,
-        source_ranks=dict(item.explanation.source_ranks),
-        moves=tuple(
-            RerankMove(step=m.step, from_position=m.from_position, to_position=m.to_position, reason=m.reason)
-            for m in item.explanation.moves
-        ),
+        **explained,
     )
+
+
+def _explained(explanation: pb.Explanation) -> dict[str, Any]:
+    return {
+        "explored": explanation.explored,
+        "contributions": dict(explanation.contributions),
+        "features": dict(explanation.features),
+        "rank_by_score": explanation.rank_by_score,
+        "source_ranks": dict(explanation.source_ranks),
+        "moves": tuple(
+            RerankMove(step=m.step, from_position=m.from_position, to_position=m.to_position, reason=m.reason)
+            for m in explanation.moves
+        ),
+    }
 
 
 def _trace(found: pb.ItemTrace) -> ItemTrace:

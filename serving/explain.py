@@ -10,10 +10,10 @@ from time import perf_counter
 import grpc
 import numpy as np
 
-from features.slates import SlateItem, SlateRecord
+from features.slates import SlateRecord
 from models.bundle import Bundle, BundleError, loaded
 from serving import ranking_pb2 as pb
-from serving.answer import contributions, proto_move
+from serving.answer import contributions, proto_item, proto_move
 from serving.call_error import CallError
 from serving.past_request import PastRequest, PastRequestError, past_request
 from serving.request_log import RequestLogError, RequestLogReader
@@ -135,7 +135,7 @@ def explained_slate(past: PastRequest) -> pb.Slate:
     for item, row, explored in zip(
         record.items, past.served.row_S.tolist(), past.served.explored_S.tolist(), strict=True
     ):
-        ranks = past.retrieved.source_ranks(int(past.item_index_C[row]))
+        ranks = past.retrieved.source_ranks([int(past.item_index_C[row])])[0]
         explanation = pb.Explanation(
             rank_by_score=rank_of[row],
             contributions=contributions(item.probabilities, past.arm.value_weights),
@@ -144,7 +144,7 @@ def explained_slate(past: PastRequest) -> pb.Slate:
             source_ranks=ranks,
             moves=[proto_move(move) for move in moves if move.row == row],
         )
-        slate.items.append(_proto_item(item, explanation))
+        slate.items.append(proto_item(item, explanation))
     return slate
 
 
@@ -158,18 +158,4 @@ def proto_trace(found: Trace) -> pb.ItemTrace:
         score=found.score,
         needed_score=found.needed_score,
         sources=list(found.source_ranks),
-    )
-
-
-def _proto_item(item: SlateItem, explanation: pb.Explanation) -> pb.RankedItem:
-    return pb.RankedItem(
-        item_id=item.item_id,
-        score=item.score,
-        head_probabilities=item.probabilities,
-        sources=item.sources,
-        position=item.position,
-        propensity=item.propensity,
-        category=item.category,
-        creator_id=item.creator_id,
-        explanation=explanation,
     )

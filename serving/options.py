@@ -37,6 +37,8 @@ class ServerConfig:
     host: str = "127.0.0.1"
     processes: int = 1
     """Worker processes that share the port; 0 is one a core."""
+    pin: bool = False
+    """Whether each of them stays on a core of its own."""
     max_in_flight: int = 32
     workers: int = 2
     """Threads of each worker process that run the pipeline."""
@@ -52,6 +54,8 @@ class ServerConfig:
     log_level: str = "info"
     parent: int | None = None
     """The process that started this one and with which it ends; None for the first."""
+    core: int | None = None
+    """On which a worker stays; None: on any."""
 
     @property
     def shared_dir(self) -> Path:
@@ -139,6 +143,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     parser.add_argument(
         "--processes", type=_processes, default=1, help="worker processes, 0 for one a core (default: %(default)s)"
     )
+    parser.add_argument("--pin", action="store_true", help="a core to each worker process: faster on a machine alone")
     parser.add_argument("--max-in-flight", type=_positive, default=32, help="requests at once a process; more are shed")
     parser.add_argument(
         "--workers", type=_positive, default=2, help="pipeline threads of a process (default: %(default)s)"
@@ -155,6 +160,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     add_access_flags(parser)
     parser.add_argument("--parent", type=_positive, help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     got = parser.parse_args(arguments)
     try:
         access = access_config(got)

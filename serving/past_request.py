@@ -145,7 +145,7 @@ def past_request(record: SlateRecord, bundle: Bundle) -> PastRequest:
 def _put_together(record: SlateRecord, evidence: SlateEvidence, bundle: Bundle) -> PastRequest:
     arrays = unpacked(evidence)
     table = bundle.item_table.with_items(Item(**row) for row in evidence.catalogue)
-    item_index_C = table.indices([candidate.item_id for candidate in record.candidates])
+    item_index_C = table.indices([candidate["item_id"] for candidate in record.candidates])
     if (item_index_C == UNKNOWN).any():
         raise ValueError("a candidate is neither in the bundle's catalogue nor in the record's")
     score_C = arrays["score_C"].astype(np.float64)

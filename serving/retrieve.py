@@ -1,9 +1,9 @@
 """Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 
@@ -29,22 +29,15 @@ class Retrieved:
     merged: Merged
     by_source: Mapping[str, Candidates]
 
-    def source_ranks(self, item_index: int) -> dict[str, int]:
-        """The sources that proposed an item with its rank in each, best rank first."""
-        return dict(self._ranks.get(item_index, ()))
-
-    @cached_property
-    def _ranks(self) -> Mapping[int, list[tuple[str, int]]]:
-        """Of every item, since asking for each of a slate's 50 by itself takes 10 times as long."""
-        ranked = [
-            (rank, name, item_index)
-            for name, found in self.by_source.items()
-            for rank, item_index in enumerate(found.item_index.tolist())
-        ]
-        ranks: dict[int, list[tuple[str, int]]] = {}
-        for rank, name, item_index in sorted(ranked, key=lambda entry: entry[0]):
-            ranks.setdefault(item_index, []).append((name, rank))
-        return ranks
+    def source_ranks(self, item_index: Iterable[int]) -> list[dict[str, int]]:
+        """Of each of these items the sources that proposed it with its rank in each, best rank first."""
+        wanted = list(item_index)
+        ranks: dict[int, list[tuple[int, str]]] = {each: [] for each in wanted}
+        for name, found in self.by_source.items():
+            for rank, each in enumerate(found.item_index.tolist()):
+                if each in ranks:
+                    ranks[each].append((rank, name))
+        return [{name: rank for rank, name in sorted(ranks[each], key=itemgetter(0))} for each in wanted]
 
     def with_pinned(self, item_index: Sequence[int]) -> "Retrieved":
         """The same with pinned items among the candidates."""

@@ -32,8 +32,13 @@ async def serve(config: ServerConfig, flags: Sequence[str]) -> bool:
         try:
             if config.metrics_port is not None:
                 _serve_metrics(config, config.metrics_port)
-            workers = config.processes or len(os.sched_getaffinity(0))
-            processes = Processes(workers=workers, flags=flags, metrics_dir=config.metrics_dir)
+            cores = sorted(os.sched_getaffinity(0))
+            processes = Processes(
+                workers=config.processes or len(cores),
+                flags=flags,
+                metrics_dir=config.metrics_dir,
+                pinned_to=cores if config.pin else (),
+            )
             for signal_ in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(signal_, processes.stop)
             return await processes.run()

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from serving.answer import Answer
 from serving.metrics import Metrics
 from serving.request_log import LoggedRequest, RequestLogError, RequestLogWriter
-from serving.slate_record import to_record
+from serving.slate_record import to_json, to_record
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class SlateLog:
             return None
         try:
             record = to_record(answer, full_features=self._wants_all(answer))
-            return LoggedRequest(record=record, value=record.to_json())
+            return LoggedRequest(record=record, value=to_json(record))
         except Exception as error:  # noqa: BLE001 - a slate that cannot be logged is counted and never ends the thread
             self._count_dropped(1)
             _log.warning("slate %s not logged: %s", answer.query.request_id, type(error).__name__)

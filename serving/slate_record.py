@@ -19,22 +19,23 @@ C candidates, R of them with inputs, S positions, T heads, B boosts, N proposals
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from features.items import Item
 from features.packed import PackedArray, pack
-from features.slates import SlateCandidate, SlateEvidence, SlateItem, SlateRecord
+from features.slates import SlateCandidate, SlateEvidence, SlateRecord
 from models.history import HISTORY_EVENTS
 from models.item_table import UNKNOWN, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES
-from serving.answer import Answer
+from serving.answer import Answer, finite
 from serving.query import Query
-from serving.score import SUNK_SCORE
 
 MAX_LOGGED = 1_000
 """Of a Rank with more items the best so many are logged, so that a record stays within what Kafka takes."""
@@ -51,7 +52,7 @@ def to_record(answer: Answer, *, full_features: bool = False) -> SlateRecord:
     row_C = _logged_rows(answer)
     item_ids = answer.view.item_table.item_ids
     indices = answer.item_index_C[row_C].tolist()
-    sources, scores = _source_names(answer, indices), _finite(answer.scored.score_C[row_C])
+    sources, scores = _source_names(answer, indices), finite(answer.scored.score_C[row_C])
     candidates = tuple(
         SlateCandidate(item_id=item_ids[index], score=score, sources=names)
         for index, score, names in zip(indices, scores, sources, strict=True)
@@ -67,10 +68,26 @@ def to_record(answer: Answer, *, full_features: bool = False) -> SlateRecord:
         snapshot_instant_ms=answer.view.snapshot_instant_ms,
         newest_event_ms=answer.newest_event_ms,
         user_features=answer.user_features(),
-        items=_items(answer),
+        items=answer.items[:MAX_LOGGED],
         candidates=candidates,
         evidence=_evidence(answer, row_C, full_features),
     )
+
+
+def to_json(record: SlateRecord) -> bytes:
+    """The record as it stands on the wire, in a tenth of the time that `SlateRecord.to_json` takes. Raises
+    `ValueError` for a score, propensity, probability or feature that is not finite.
+    """
+    if not all(map(math.isfinite, _numbers(record))):
+        raise ValueError(f"slate {record.request_id}: got a number that is not finite; JSON has none")
+    return orjson.dumps(record.to_fields())
+
+
+def _numbers(record: SlateRecord) -> Iterator[float]:
+    yield from record.user_features.values()
+    yield from [candidate["score"] for candidate in record.candidates]
+    for item in record.items:
+        yield from (item.score, item.propensity, *item.probabilities.values())
 
 
 def _logged_rows(answer: Answer) -> npt.NDArray[np.int64]:
@@ -78,49 +95,6 @@ def _logged_rows(answer: Answer) -> npt.NDArray[np.int64]:
     if answer.contenders is not None or len(answer.item_index_C) <= MAX_LOGGED:
         return np.arange(len(answer.item_index_C))
     return np.sort(answer.rows.row_S[:MAX_LOGGED])
-
-
-def _items(answer: Answer) -> tuple[SlateItem, ...]:
-    table = answer.view.item_table
-    row_S = answer.rows.row_S[:MAX_LOGGED]
-    index_S = answer.item_index_C[row_S]
-    columns = zip(
-        index_S.tolist(),
-        _finite(answer.scored.score_C[row_S]),
-        answer.rows.propensity_S.tolist(),
-        _probabilities(answer, row_S),
-        table.category_code[index_S].tolist(),
-        table.creator_code[index_S].tolist(),
-        strict=False,
-    )
-    return tuple(
-        SlateItem(
-            item_id=table.item_ids[index],
-            position=position,
-            score=score,
-            propensity=propensity,
-            sources=tuple(answer.retrieved.source_ranks(index)),
-            probabilities=probabilities,
-            category=table.categories[category],
-            creator_id=table.creators[creator],
-        )
-        for position, (index, score, propensity, probabilities, category, creator) in enumerate(columns)
-    )
-
-
-def _probabilities(answer: Answer, row_S: npt.NDArray[np.int64]) -> list[dict[str, float]]:
-    heads = list(answer.scored.probabilities)
-    if not heads:
-        return [{} for _ in row_S]
-    p_ST = np.stack([answer.scored.probabilities[head][row_S] for head in heads], axis=1)
-    if np.isfinite(p_ST).all():
-        return [dict(zip(heads, row, strict=True)) for row in p_ST.tolist()]
-    return [{head: p for head, p in zip(heads, row, strict=True) if np.isfinite(p)} for row in p_ST.tolist()]
-
-
-def _finite(score_C: npt.NDArray[np.float64]) -> list[float]:
-    scores: list[float] = np.where(np.isfinite(score_C), score_C, SUNK_SCORE).tolist()
-    return scores
 
 
 def _source_names(answer: Answer, indices: list[int]) -> list[tuple[str, ...]]:
@@ -320,7 +294,7 @@ def _item(table: ItemTable, index: int) -> Item:
 
 def packed(array: npt.NDArray[Any]) -> PackedArray:
     """The array in little-endian byte order."""
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return PackedArray(dtype=little.dtype.str, shape=array.shape, data=little.tobytes())
 
 

@@ -36,8 +36,8 @@ class Trace:
 
 def trace(past: PastRequest, item_id: str, may_search: Callable[[], bool] = lambda: True) -> Trace:
     """Follows the item through the stages. A needed score is searched for while `may_search` allows."""
-    row_of = {candidate.item_id: row for row, candidate in enumerate(past.record.candidates)}
-    ranks = past.retrieved.source_ranks(past.view.item_table.index.get(item_id, -1))
+    row_of = {candidate["item_id"]: row for row, candidate in enumerate(past.record.candidates)}
+    ranks = past.retrieved.source_ranks([past.view.item_table.index.get(item_id, -1)])[0]
     if (row := row_of.get(item_id)) is not None:
         return _scored(past, item_id, row, ranks, may_search)
     if reasons := excluded_for(past, item_id):
@@ -96,7 +96,7 @@ def needed_score(past: PastRequest, row: int) -> float | None:
 
 
 def _scored(past: PastRequest, item_id: str, row: int, ranks: dict[str, int], may_search: Callable[[], bool]) -> Trace:
-    score = past.record.candidates[row].score
+    score = past.record.candidates[row]["score"]
     at = np.flatnonzero(past.served.row_S == row)
     if at.size:
         said = f"shown at position {int(at[0])}"

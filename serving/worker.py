@@ -8,6 +8,7 @@ requests under way are answered, queued slates are sent.
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -245,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves; returns the process's exit status."""
     config = parse_arguments(arguments)
     end_with_parent(config.parent)
+    if config.core is not None:
+        os.sched_setaffinity(0, {config.core})
     log_as_json(config.log_level)
 
     async def serve() -> None:

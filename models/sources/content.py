@@ -51,9 +51,11 @@ class ContentSource:
         category_K[:known] = self.affinity_KK @ category_K[:known]
         creator_K = _preference(table.creator_code, seed_L, weight_L, len(table.creators))
         language_K = _preference(table.language_code, seed_L, weight_L, len(table.languages))
-        similarity_I = category_K[table.category_code] + np.float32(CREATOR_SHARE) * creator_K[table.creator_code]
-        in_language_I = similarity_I * (np.float32(LANGUAGE_SHARE) * language_K)[table.language_code]
-        return np.asarray(similarity_I + in_language_I, np.float32)
+        # `take` needs half the time of an index in brackets, which numpy first turns into 64 bits.
+        similarity_I = category_K.take(table.category_code)
+        similarity_I += (np.float32(CREATOR_SHARE) * creator_K).take(table.creator_code)
+        similarity_I *= (1 + np.float32(LANGUAGE_SHARE) * language_K).take(table.language_code)
+        return np.asarray(similarity_I, np.float32)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The category affinities."""

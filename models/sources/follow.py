@@ -28,7 +28,7 @@ class FollowSource:
             return EMPTY
         followed_K = np.zeros(len(table.creators), np.bool_)
         followed_K[codes] = True
-        eligible = np.flatnonzero(request.allowed_I & followed_K[table.creator_code])
+        eligible = np.flatnonzero(request.allowed_I & followed_K.take(table.creator_code))
         age_ms = np.maximum(request.instant_ms - table.published_at_ms[eligible], 0)
         newest = top(HALF_LIFE_MS / (HALF_LIFE_MS + age_ms), np.ones(len(eligible), np.bool_), count)
         return Candidates(item_index=eligible[newest.item_index].astype(np.int32), score=newest.score)

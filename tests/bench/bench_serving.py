@@ -101,7 +101,7 @@ def _bench(world: World) -> Iterator[Bench]:
             fill_store(world, backend, now_ms)
         requests = chain.directory / "requests.json"
         write_requests(world, requests)
-        flags = ["--max-candidates", str(world.candidates), "--log-level", "warning"]
+        flags = ["--max-candidates", str(world.candidates), "--log-level", "warning", "--pin"]
         tiles = live_tiles(world, chain.bootstrap_servers, chain.topics.tiles("item"))
         with ranking_service(directory, chain.bootstrap_servers, chain.topics, *flags, repo=False) as service, tiles:
             promote(bundles, path.name)

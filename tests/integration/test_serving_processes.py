@@ -1,5 +1,6 @@
 """Several processes at one port: what shares it, what dies and comes again, and what ends with what."""
 
+import os
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ NO_KAFKA = Topics(version="none")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with ranking_service(tmp_path_factory.mktemp("processes"), None, NO_KAFKA, "--processes", "2") as started:
+    with ranking_service(tmp_path_factory.mktemp("processes"), None, NO_KAFKA, "--processes", "2", "--pin") as started:
         promoted(started)
         yield started
 
@@ -51,6 +52,14 @@ def _answers(service: Service) -> bool:
 
 def _ours(pid: int) -> float:
     return float(psutil.Process(pid).cpu_times().user)
+
+
+def test_each_worker_stays_on_a_core_of_its_own(service: Service) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    of_workers = sorted(psutil.Process(pid).cpu_affinity() for pid in _pids(service, "worker"))
+    assert of_workers == sorted([cores[worker % len(cores)]] for worker in range(2))
+    (keeper,) = _pids(service, "keeper")
+    assert psutil.Process(keeper).cpu_affinity() == cores
 
 
 def test_the_workers_share_the_port_and_one_address_has_their_metrics(service: Service) -> None:

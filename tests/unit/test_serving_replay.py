@@ -173,7 +173,7 @@ def test_a_long_rank_is_logged_as_far_as_its_best(view: LiveView, monkeypatch: p
     answer = answered(view, query(item_ids=ids, count=len(ids), explore=False))
     record = _logged(answer)
     assert [item.item_id for item in record.items] == [answer.item_id(row) for row in answer.rows.row_S[:20].tolist()]
-    assert {item.item_id for item in record.candidates} == {item.item_id for item in record.items}
+    assert {item["item_id"] for item in record.candidates} == {item.item_id for item in record.items}
     assert record.evidence is not None and record.evidence.candidates_retrieved == len(ids)
     checks = replay(past_request(record, view.bundle))
     assert Verdict.DIFFERENT not in {check.verdict for check in checks} and not record.evidence.full_features
