@@ -50,6 +50,9 @@ tiles, which live for four days.
     )
     gate = GateOperator(task_id="gate", retries=0, suites=("features",))
     materialise = BashOperator(
-        task_id="materialise", outlets=[OFFLINE_FEATURES], **python_job("batch.materialize", "--feature-repo")
+        task_id="materialise",
+        inlets=[LAKE_EVENTS],
+        outlets=[OFFLINE_FEATURES],
+        **python_job("batch.materialize", "--feature-repo"),
     )
     finalise >> gate >> materialise

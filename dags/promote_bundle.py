@@ -43,6 +43,7 @@ champion stays what it was; `millrace models show challenger` has the verdict, `
 ) as dag:
     BashOperator(
         task_id="promote",
+        inlets=[RANKER],
         outlets=[BUNDLE],
         **python_job("models.promote", "--workspace", "--bundles", "--tracking-uri", "--parity-report"),
     )

@@ -42,6 +42,7 @@ bundle that serves stays.
 ) as dag:
     BashOperator(
         task_id="train",
+        inlets=[LAKE_EVENTS],
         outlets=[CANDIDATES],
         **python_job("models.train_candidates", "--lake", "--workspace", "--seed"),
     )

@@ -43,5 +43,8 @@ serves stays.
 """,
 ) as dag:
     BashOperator(
-        task_id="train", outlets=[RANKER], **python_job("models.train_ranker", "--lake", "--workspace", "--seed")
+        task_id="train",
+        inlets=[EXAMPLES, CANDIDATES],
+        outlets=[RANKER],
+        **python_job("models.train_ranker", "--lake", "--workspace", "--seed"),
     )

@@ -42,5 +42,5 @@ stays. Run `build` again once the cause is repaired; `gate` takes the partition 
 """,
 ) as dag:
     build = SparkSubmitOperator(task_id="build", **spark_job("training_examples", "--lake"))
-    gate = GateOperator(task_id="gate", retries=0, suites=("examples",), outlets=[EXAMPLES])
+    gate = GateOperator(task_id="gate", retries=0, suites=("examples",), inlets=[OFFLINE_FEATURES], outlets=[EXAMPLES])
     build >> gate

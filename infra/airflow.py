@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from infra.airflow_provider import SCHEME
 from infra.alerts import failure_of, tell
 from infra.settings import LOOPBACK, ROOT, Settings, environment_python, load_settings, search_path
 from infra.spark import driver_conf, driver_memory, jars, job_file, submit_environment
@@ -42,12 +43,12 @@ DATA_DOCS_PREFIX = "/data-docs"
 """Where the quality gates' Data Docs are on Airflow's server."""
 
 ASSETS = {
-    "lake_events": "millrace://lake/silver/events",
-    "offline_features": "millrace://lake/gold/features",
-    "examples": "millrace://lake/gold/examples",
-    "candidates": "millrace://workspace/candidates",
-    "ranker": "millrace://workspace/ranker",
-    "bundle": "millrace://bundles/champion",
+    "lake_events": f"{SCHEME}://lake/silver/events",
+    "offline_features": f"{SCHEME}://lake/gold/features",
+    "examples": f"{SCHEME}://lake/gold/examples",
+    "candidates": f"{SCHEME}://workspace/candidates",
+    "ranker": f"{SCHEME}://workspace/ranker",
+    "bundle": f"{SCHEME}://bundles/champion",
 }
 """What one DAG emits and another waits for: names with URIs that say where the thing is on the stack."""
 
@@ -59,7 +60,7 @@ def passwords_path(settings: Settings) -> Path:
 
 def write_secrets(settings: Settings) -> None:
     """Generates the password and the keys once; a second call leaves them as they are."""
-    settings.airflow_home.mkdir(parents=True, exist_ok=True)
+    settings.openlineage_dir.mkdir(parents=True, exist_ok=True)
     _write_once(passwords_path(settings), {USER: secrets.token_urlsafe(18)})
     keys = {
         "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
@@ -120,12 +121,22 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW__OPENLINEAGE__NAMESPACE": f"{SCHEME}.{settings.stack}",
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(_lineage_transport(settings)),
+        # A command line may say what no lineage store has to know.
+        "AIRFLOW__OPENLINEAGE__DISABLE_SOURCE_CODE": "True",
         f"AIRFLOW_CONN_{SPARK_CONNECTION.upper()}": json.dumps({"conn_type": "spark", "host": settings.spark_master}),
         # SparkSubmitOperator takes `spark-submit` from PATH; this one comes first.
         "PATH": f"{spark_home / 'bin'}:{search_path()}",
         "SPARK_HOME": str(spark_home),
         **submit_environment(),
     }
+
+
+def _lineage_transport(settings: Settings) -> dict[str, str]:
+    if settings.openlineage_url:
+        return {"type": "http", "url": settings.openlineage_url}
+    return {"type": "file", "log_file_path": str(settings.openlineage_dir / "event")}
 
 
 # For the DAGs: what a task runs. A DAG file holds names and order, never a path or a flag's value.

@@ -116,6 +116,8 @@ class Settings(BaseSettings):
     """Cron line of the maintenance DAG, such as `0 4 * * *`; empty: only when triggered."""
     alert_url: str = Field(default="", pattern=r"^(https?://.+)?$")
     """Where a failed task is told of, by a POST of JSON; empty: in the task's log only."""
+    openlineage_url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    """Where Airflow sends its OpenLineage events, such as a Marquez; empty: into files below `openlineage_dir`."""
     start_timeout_s: float = Field(default=240.0, gt=0)
     """How long a program may take to become ready."""
     seed: int = 7
@@ -179,6 +181,11 @@ class Settings(BaseSettings):
     def airflow_home(self) -> Path:
         """Airflow's metadata, secrets and task logs."""
         return self.var_dir / "airflow"
+
+    @property
+    def openlineage_dir(self) -> Path:
+        """OpenLineage events of Airflow's runs, one file an event, kept as long as task logs."""
+        return self.airflow_home / "logs" / "openlineage"
 
     @property
     def data_docs_dir(self) -> Path:

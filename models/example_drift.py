@@ -10,14 +10,22 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from features.names import LakeTables
-from features.specs import WINDOWED_FEATURES
-from models.drift import population_stability
+from features.specs import KEY_FIELDS, WINDOWED_FEATURES
+from models.drift import Stability, population_stability
 from models.examples import LABELS
 from models.metrics.bootstrap import Interval, bootstrap
 from models.monitor_limits import MonitorLimits
 
 SEED = 0
-_COLUMNS = ("user_id", "t_ms", *(feature.name for feature in WINDOWED_FEATURES), *LABELS)
+_COLUMNS = (
+    "user_id",
+    "item_id",
+    "category",
+    "creator_id",
+    "t_ms",
+    *(feature.name for feature in WINDOWED_FEATURES),
+    *LABELS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,9 @@ def read_sides(lake: Path, reference_ms: int, window_ms: int, now_ms: int, max_r
 
 
 def feature_drift(sides: ExampleSides, limits: MonitorLimits) -> dict[str, Any]:
-    """PSI of each feature."""
+    """PSI of each feature; wrong when beyond the limit by more than chance explains, since a user's, an item's or a
+    category's examples have nearly the same values: there are as many independent ones as there are keys.
+    """
     record, why = _rows(sides, limits)
     if sides.now is None or sides.before is None or why:
         return {**record, "not_judged": why}
@@ -56,11 +66,26 @@ def feature_drift(sides: ExampleSides, limits: MonitorLimits) -> dict[str, Any]:
         if feature.name not in sides.now.column_names:
             continue
         before, now = (_floats(side, feature.name) for side in (sides.before, sides.now))
-        psi = population_stability(before, now)
-        wrong = psi > limits.max_feature_psi
-        detail = f"PSI of {feature.name} {psi:.3f}, allowed: {limits.max_feature_psi:g}"
-        found.append({"subject": feature.name, "psi": psi, "wrong": wrong, "detail": detail})
+        stability = population_stability(before, now)
+        keys = [_distinct(side, KEY_FIELDS[feature.entity]) for side in (sides.before, sides.now)]
+        found.append(judged(feature.name, stability, keys[0], keys[1], limits.max_feature_psi))
     return {**record, "found": found}
+
+
+def judged(subject: str, stability: Stability, reference: int, now: int, limit: float) -> dict[str, Any]:
+    """The record of one index against its limit and chance, for so many independent values a side."""
+    chance = stability.by_chance(reference, now)
+    return {
+        "subject": subject,
+        "psi": stability.index,
+        "by_chance": chance,
+        "wrong": stability.index > limit + chance,
+        "detail": f"PSI of {subject} {stability.index:.3f}, allowed: {limit:g} and {chance:.3f} by chance",
+    }
+
+
+def _distinct(side: pa.Table, key: tuple[str, ...]) -> int:
+    return int(side.group_by(list(key)).aggregate([]).num_rows)
 
 
 def label_changes(sides: ExampleSides, limits: MonitorLimits) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from models import refusal
 from models.automatic_rollback import carry_out, decide, promoted_at, serves, told
 from models.champions import Champions, read_champions
 from models.drift import population_stability
-from models.example_drift import feature_drift, label_changes, read_sides
+from models.example_drift import feature_drift, judged, label_changes, read_sides
 from models.guardrails import Comparison, compare_served
 from models.metrics.bootstrap import bootstrap
 from models.monitor_limits import MonitorLimits
@@ -120,10 +120,9 @@ def score_drift(now: ServedLog, before: ServedLog, bundle_id: str | None, limits
     record: dict[str, Any] = {"rows": len(ours), "reference_rows": len(theirs), "found": []}
     if min(len(ours), len(theirs)) < limits.min_rows:
         return {**record, "not_judged": "too few slots of the champion on one side"}
-    psi = population_stability(theirs, ours)
-    wrong = psi > limits.max_score_psi
-    detail = f"PSI of the scores {psi:.3f}, allowed: {limits.max_score_psi:g}"
-    return {**record, "found": [{"subject": "", "psi": psi, "wrong": wrong, "detail": detail}]}
+    users = [len(set(log.user_N[log.bundle_N == bundle_id].tolist())) for log in (before, now)]
+    found = judged("the scores", population_stability(theirs, ours), users[0], users[1], limits.max_score_psi)
+    return {**record, "found": [{**found, "subject": ""}]}
 
 
 def calibration(now: ServedLog, limits: MonitorLimits) -> dict[str, Any]:

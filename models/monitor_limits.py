@@ -24,7 +24,9 @@ class MonitorLimits(BaseModel):
     max_slates: int = Field(default=20_000, ge=1)
     """The same of slates."""
     max_feature_psi: float = Field(default=0.25, gt=0)
-    """Greatest population stability index of one feature; above 0.25 a population counts as changed."""
+    """Greatest population stability index of one feature, beside what few keys explain by chance; above 0.25 a
+    population counts as changed.
+    """
     max_score_psi: float = Field(default=0.25, gt=0)
     """The same of the champion's scores."""
     max_label_change: float = Field(default=0.5, gt=0)

@@ -115,6 +115,8 @@ class World:
         t_ms = NOW_MS - 72 * HOUR_MS + np.arange(rows) * (72 * HOUR_MS // rows)
         today = t_ms >= NOW_MS - 24 * HOUR_MS
         columns: dict[str, Any] = {"user_id": [f"u{n % USERS}" for n in range(rows)], "t_ms": t_ms}
+        keys = {"item_id": 200, "creator_id": 100, "category": 20}
+        columns |= {key: [f"{key}-{n % many}" for n in range(rows)] for key, many in keys.items()}
         columns |= {feature.name: rng.poisson(2.0, rows).astype(float) for feature in WINDOWED_FEATURES}
         columns["item_clicks_1h"] += np.where(today, self.now_feature, 0.0)
         columns |= {label: (rng.random(rows) < 0.3).astype(float) for label in LABELS}

@@ -5,6 +5,7 @@ Each `bench_NAME.py` beside this file is one benchmark: its `run(console)` retur
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("name", nargs="?", help="one benchmark; default: all")
     parser.add_argument("--outage-s", type=float, help="of `serving`: how long the outages take, 0 for none (300)")
     got = parser.parse_args()
+    # What it has started ends with it, also when it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = {} if got.outage_s is None or got.name != "serving" else {"outage_s": got.outage_s}
     try:
         run_bench(got.name, Console(highlight=False), **options)

@@ -3,6 +3,7 @@
 The tests share a small world that was seeded and trained once; they only read, or act for users of their own.
 """
 
+import json
 import os
 import random
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 
 from features.backends import open_backend
 from features.events import Event, EventType, parse_event
+from features.items import Item
 from features.specs import Entity, features_of
-from infra.airflow import DAG_IDS
+from infra.airflow import DAG_IDS, WATCH_DAG_IDS
+from infra.airflow_client import now
 from infra.demo.probes import Prober
 from infra.demo.world_scenario import WorldScenario
 from infra.programs import PROGRAM_NAMES, topics
@@ -189,6 +192,45 @@ def test_the_ledger_accounts_for_every_record(scenario: tuple[WorldScenario, lis
     assert min(outcomes) > 0
     assert sum(outcomes) == total["produced"]
     assert (total["missing"], total["twice"]) == (0, 0)
+
+
+def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
+    scenario: tuple[WorldScenario, list[Record]], client: RankingClient
+) -> None:
+    """`feature_parity` and `monitor` in Airflow, on slates of the service: every settled value is equal."""
+    chain, world = scenario[0].chain, scenario[0].world
+    users = [profile.user_id for profile in world.live_users(60) if not profile.is_new]
+    slates = [client.recommend(user_id) for user_id in users]
+    assert not any(slate.degraded for slate in slates)
+    # The lake must reach beyond the slates, and hold them.
+    after = Event(
+        event_id="after-the-slates",
+        event_type=EventType.CLICK,
+        event_time_ms=chain.phases.now_ms(),
+        user_id="after-the-slates",
+        **dict(zip(("item_id", "category", "creator_id"), _ids(world.items()[0]), strict=True)),
+    )
+    with Producer(chain.settings.bootstrap_servers, topics().events, linger_ms=0) as producer:
+        producer.send([record_of(after, chain.phases.now_ms())])
+    since = now()
+    chain.airflow.set_paused(DAG_IDS[1:], paused=True)
+    chain.airflow.set_paused(WATCH_DAG_IDS, paused=False)
+    chain.airflow.trigger(DAG_IDS[0])
+    chain.airflow.wait_for_chain([DAG_IDS[0], *WATCH_DAG_IDS], since, chain.phases.say, 600)
+    parity = json.loads(chain.settings.parity_report.read_text())
+    assert parity["slates"]["read"] >= len(users), parity["slates"]
+    for entity in Entity:
+        assert parity["rows"][entity]["settled"] >= 10, parity["rows"]
+    wrong = [feature for feature in parity["features"] if feature["mismatches"]]
+    assert not wrong, wrong
+    report = json.loads(chain.settings.monitor_report.read_text())
+    assert (report["bundle_id"], report["alerts"]) == (chain.champion()[0], [])
+    assert report["checks"]["freshness"]["rows"] >= len(users)
+    assert report["rollback"]["went_to"] is None
+
+
+def _ids(item: Item) -> tuple[str, str, str]:
+    return item.item_id, item.category, item.creator_id
 
 
 def test_the_stack_writes_below_its_own_folder_only(scenario: tuple[WorldScenario, list[Record]]) -> None:

@@ -1,6 +1,7 @@
 """The stack's Airflow for real: it starts, runs DAGs that are triggered over REST and by assets, and ends."""
 
 import datetime
+import json
 import shutil
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from infra.airflow import SPARK_POOL, UPKEEP_DAG_IDS, passwords_path
 from infra.airflow_client import AirflowClient, AirflowError, now
 from infra.settings import ROOT, Settings, load_settings
 from infra.stack import Stack
+from tests.conftest import wait_for
 
 TABLES = LakeTables()
 LEAVES = "ada-lovelace"
@@ -32,7 +34,7 @@ from airflow.sdk import DAG, Asset
 from infra.airflow import dag_settings, default_args
 from infra.airflow_gate import GateOperator
 
-made = Asset(name="made", uri="test://made")
+made = Asset(name="made", uri="millrace://test/made")
 here = Path(__file__).parent
 
 with DAG(dag_id="make", schedule=None, default_args=default_args(5)):
@@ -41,7 +43,7 @@ with DAG(dag_id="make", schedule=None, default_args=default_args(5)):
         task_id="emit", bash_command=f"echo {dag_settings().lake_dir} > {here}/lake.txt", outlets=[made])
 
 with DAG(dag_id="follow", schedule=[made], default_args=default_args(5)):
-    BashOperator(task_id="look", bash_command=f"test -s {here}/lake.txt")
+    BashOperator(task_id="look", bash_command=f"test -s {here}/lake.txt", inlets=[made])
 
 with DAG(dag_id="broken", schedule=None, default_args=default_args(5, retries=0)):
     BashOperator(task_id="refuse", bash_command="echo the gate says no; exit 7")
@@ -110,6 +112,24 @@ def test_a_triggered_dag_sets_off_the_one_that_waits_for_its_asset(airflow: Airf
     assert Path(prefix).name == "app"
     assert home.startswith(prefix)
     assert version
+    told = {
+        "make.emit": {"inputs": [], "outputs": [("millrace", "test/made")]},
+        "follow.look": {"inputs": [("millrace", "test/made")], "outputs": []},
+    }
+    wait_for(lambda: told.items() <= completed(settings).items(), "the lineage of both tasks", 30)
+
+
+def completed(settings: Settings) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """What each task that succeeded read and wrote, as its OpenLineage event tells."""
+    events = [json.loads(file.read_text()) for file in settings.openlineage_dir.iterdir()]
+    assert {event["job"]["namespace"] for event in events} <= {f"millrace.{settings.stack}"}
+    return {
+        event["job"]["name"]: {
+            side: [(each["namespace"], each["name"]) for each in event[side]] for side in ("inputs", "outputs")
+        }
+        for event in events
+        if event["eventType"] == "COMPLETE"
+    }
 
 
 def test_the_dags_beside_the_chain_run(airflow: AirflowClient, settings: Settings) -> None:

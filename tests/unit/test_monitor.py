@@ -121,13 +121,25 @@ def test_the_index_of_stability() -> None:
     """Halves against a quarter and three quarters: (.25 - .5) ln .5 + (.75 - .5) ln 1.5, by hand."""
     reference, now = np.repeat([0.0, 1.0], [500, 500]), np.repeat([0.0, 1.0], [250, 750])
     by_hand = -0.25 * np.log(0.5) + 0.25 * np.log(1.5)
-    assert population_stability(reference, now) == pytest.approx(by_hand)
-    assert population_stability(now, reference) == pytest.approx(by_hand), "it is symmetric"
-    assert population_stability(reference, reference) == 0
-    assert population_stability(reference, reference + 9) > 5, "what never was is not ignored"
+    assert population_stability(reference, now).index == pytest.approx(by_hand)
+    assert population_stability(now, reference).index == pytest.approx(by_hand), "it is symmetric"
+    assert population_stability(reference, reference).index == 0
+    assert population_stability(reference, reference + 9).index > 5, "what never was is not ignored"
     rng = np.random.default_rng(1)
-    assert population_stability(rng.normal(size=5_000), rng.normal(size=5_000)) < 0.05
-    assert np.isnan(population_stability(np.empty(0), now))
+    assert population_stability(rng.normal(size=5_000), rng.normal(size=5_000)).index < 0.05
+    assert np.isnan(population_stability(np.empty(0), now).index)
+
+
+def test_few_independent_values_may_differ_by_chance() -> None:
+    """One time in a hundred, by drawing; and what has moved is beyond it."""
+    rng = np.random.default_rng(2)
+    exceeded = [
+        stability.index > stability.by_chance(200, 60)
+        for stability in (population_stability(rng.normal(size=200), rng.normal(size=60)) for _ in range(400))
+    ]
+    assert np.mean(exceeded) < 0.05
+    moved = population_stability(rng.normal(size=200), rng.normal(size=60) + 2)
+    assert moved.index > 0.25 + moved.by_chance(200, 60)
 
 
 def switch(bundle_id: str, at_h: float, action: str, replaced: str | None) -> Switch:
