@@ -89,8 +89,8 @@ def _distinct(side: pa.Table, key: tuple[str, ...]) -> int:
 
 
 def label_changes(sides: ExampleSides, limits: MonitorLimits) -> dict[str, Any]:
-    """Relative change of each head's rate, with its interval over users of both sides; wrong when beyond the limit and
-    the interval excludes no change.
+    """Relative change of each head's rate, with its interval over users of both sides; wrong when the whole interval is
+    beyond the limit, since of rare heads a few users make half the rate.
     """
     record, why = _rows(sides, limits)
     if sides.now is None or sides.before is None or why:
@@ -105,7 +105,7 @@ def label_changes(sides: ExampleSides, limits: MonitorLimits) -> dict[str, Any]:
         if min((defined_N & is_now_N).sum(), (defined_N & ~is_now_N).sum()) < limits.min_rows:
             continue
         change = _change(label_N[defined_N], is_now_N[defined_N], user_N[defined_N])
-        wrong = abs(change.value) > limits.max_label_change and (change.low > 0 or change.high < 0)
+        wrong = change.low > limits.max_label_change or change.high < -limits.max_label_change
         head = label.removeprefix("label_")
         detail = (
             f"the rate of {head} changed by {change.value:+.1%} [{change.low:+.1%}, {change.high:+.1%}], "

@@ -30,7 +30,7 @@ class MonitorLimits(BaseModel):
     max_score_psi: float = Field(default=0.25, gt=0)
     """The same of the champion's scores."""
     max_label_change: float = Field(default=0.5, gt=0)
-    """Greatest relative change of a head's rate that users' variation does not explain."""
+    """Greatest relative change of a head's rate; the interval over users must lie beyond it."""
     max_calibration_gap: float = Field(default=0.1, ge=0, le=1)
     """Greatest distance of the predicted from the observed click rate at the top position, beyond its interval."""
     freshness_grace_ms: int = Field(default=10_000, ge=0)
