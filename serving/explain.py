@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 from time import perf_counter
 
 import grpc
@@ -24,8 +23,10 @@ from serving.view import LiveView
 MAX_WAITING = 8
 """Calls that wait for the one before; beyond, they are refused."""
 WRITTEN_S = 0.3
-"""A request may be asked for before the thread that logs it has come to it: so long it is looked for again."""
-_LOOK_EVERY_S = 0.02
+"""A request may be asked for before the thread that logs it has come to it: so long it is looked for again, while
+other calls go on."""
+FIRST_PAUSE_S = 0.02
+"""Between the first two looks; it doubles."""
 
 
 class Explainer:
@@ -44,13 +45,29 @@ class Explainer:
         if self._waiting >= MAX_WAITING:
             reason = f"{self._waiting} explanations wait already; ask again later"
             raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        until_s = perf_counter() + timeout_s
+        await self._written(request.request_id, perf_counter() + min(WRITTEN_S, timeout_s / 2))
+        if self._waiting >= MAX_WAITING:
+            reason = f"{self._waiting} explanations wait already; ask again later"
+            raise CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         self._waiting += 1
         try:
-            until_s = perf_counter() + timeout_s
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self.explain, request, until_s)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self.explain, request, until_s)
         finally:
             self._waiting -= 1
+
+    async def _written(self, request_id: str, until_s: float) -> None:
+        """Waits for the request to be in the log, for others' calls to go on meanwhile."""
+        loop, pause_s = asyncio.get_running_loop(), FIRST_PAUSE_S
+        while not await loop.run_in_executor(self._thread, self._is_found, request_id) and perf_counter() < until_s:
+            await asyncio.sleep(min(pause_s, max(until_s - perf_counter(), 0)))
+            pause_s *= 2
+
+    def _is_found(self, request_id: str) -> bool:
+        try:
+            return self._log.has(request_id)
+        except RequestLogError:
+            return True  # then `explain` says why it cannot be read
 
     def explain(self, request: pb.ExplainRequest, until_s: float) -> pb.RequestExplanation:
         """The explanation, with the needed scores that can be found until then (by `perf_counter`).
@@ -58,7 +75,7 @@ class Explainer:
         Raises `CallError` NOT_FOUND for a request that the log does not have, or that cannot be explained any more, and
         UNAVAILABLE when the log cannot be read.
         """
-        record = self._find(request.request_id, min(WRITTEN_S, (until_s - perf_counter()) / 2))
+        record = self._find(request.request_id)
         try:
             past = past_request(record, self._bundles.get(record.bundle_id))
         except (BundleError, PastRequestError) as error:
@@ -74,19 +91,15 @@ class Explainer:
         """Ends the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _find(self, request_id: str, patience_s: float) -> SlateRecord:
-        until_s, pause = perf_counter() + patience_s, Event()
-        while True:
-            try:
-                found = self._log.find(request_id)
-            except RequestLogError as error:
-                raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
-            if found is not None:
-                return found
-            if perf_counter() >= until_s:
-                reason = f"request_id: the log of the last day has no {request_id!r}; ask for a newer request"
-                raise CallError(grpc.StatusCode.NOT_FOUND, reason)
-            pause.wait(_LOOK_EVERY_S)
+    def _find(self, request_id: str) -> SlateRecord:
+        try:
+            found = self._log.find(request_id)
+        except RequestLogError as error:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, str(error)) from error
+        if found is None:
+            reason = f"request_id: the log of the last day has no {request_id!r}; ask for a newer request"
+            raise CallError(grpc.StatusCode.NOT_FOUND, reason)
+        return found
 
 
 class PastBundles:

@@ -187,6 +187,11 @@ class RequestLogReader:
         with self._rows("SELECT record FROM requests WHERE request_id = ?", request_id) as rows:
             return next((_record(blob) for (blob,) in rows), None)
 
+    def has(self, request_id: str) -> bool:
+        """Whether the log has the request. Raises `RequestLogError` when it cannot be read."""
+        with self._rows("SELECT 1 FROM requests WHERE request_id = ?", request_id) as rows:
+            return next(rows, None) is not None
+
     def newest(self, user_id: str) -> SlateRecord | None:
         """The user's newest request; None where the log has none. Raises `RequestLogError`."""
         newest = "SELECT record FROM requests WHERE user_id = ? ORDER BY served_at_ms DESC, rowid DESC LIMIT 1"

@@ -99,6 +99,27 @@ def test_items_are_traced_in_the_order_asked_for(view: LiveView, explainer: Expl
     assert traces[1].HasField("score") and not traces[0].HasField("score") and all(trace.reason for trace in traces)
 
 
+def test_a_request_that_is_not_there_keeps_nobody_else_waiting(
+    view: LiveView, explainer: Explainer, tmp_path: Path
+) -> None:
+    """Six calls for unknown requests, each looked for a while, and then one that is there: it is answered first."""
+    _log(tmp_path, answered(view, query("there")))
+    ended: list[str] = []
+
+    async def ask(request_id: str) -> None:
+        try:
+            await explainer.answer(pb.ExplainRequest(request_id=request_id), 5.0)
+        except CallError as error:
+            assert error.code is grpc.StatusCode.NOT_FOUND
+        ended.append(request_id)
+
+    async def ask_all() -> None:
+        await asyncio.gather(*(ask(f"unknown-{n}") for n in range(6)), ask("there"))
+
+    asyncio.run(ask_all())
+    assert ended[0] == "there" and len(ended) == 7
+
+
 def test_scores_are_not_searched_for_past_the_deadline(view: LiveView, explainer: Explainer, tmp_path: Path) -> None:
     answer = answered(view, query("r"))
     _log(tmp_path, answer)
