@@ -4,7 +4,7 @@
 |---|---|
 | day_tiles | the days' tiles of both families, which also go to the tile topics |
 | offline_features | the same, and each day's files of the Feast views, as of the day's last millisecond |
-| training_examples | the days' partitions of the examples |
+| training_examples | the days' partitions of the examples; `--features recomputed` leaves served values aside |
 | quality | nothing: the gates judge the days |
 
 Each day's output is replaced as a whole, so a rerun on the same lake changes nothing. A day without events is named in
@@ -28,8 +28,9 @@ from batch.command import add_topic_flags, fail, topics_of, write_report
 from batch.day_tiles import SHUFFLE_PARTITIONS, recount
 from batch.lake import TABLES, read_table, row_count
 from batch.offline_features import OfflineRun, write_views
+from batch.served_examples import Source
 from batch.session import open_session
-from batch.training_examples import EmptyLakeError, ExampleRun, run_examples
+from batch.training_examples import FEATURES_HELP, EmptyLakeError, ExampleRun, run_examples
 from features.names import MS_PER_DAY, Topics
 from features.tiles import FAMILIES
 
@@ -42,6 +43,8 @@ class Filling:
     lake: Path
     bootstrap_servers: str
     topics: Topics
+    features: Source = Source.SERVED
+    """What training examples have where there is a choice."""
 
     @property
     def predicate(self) -> str:
@@ -96,7 +99,13 @@ def _last_ms(day: datetime.date) -> int:
 
 def _training_examples(spark: SparkSession, filling: Filling, _days: list[datetime.date]) -> dict[str, Any]:
     asked = filling.backfill
-    run = ExampleRun(lake=filling.lake, now_ms=_last_ms(asked.end), from_date=asked.start, to_date=asked.end)
+    run = ExampleRun(
+        lake=filling.lake,
+        now_ms=_last_ms(asked.end),
+        from_date=asked.start,
+        to_date=asked.end,
+        features=filling.features,
+    )
     try:
         return run_examples(spark, run)
     except EmptyLakeError:
@@ -134,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start", required=True, help="first day")
     parser.add_argument("--end", required=True, help="last day; it must be over")
     parser.add_argument("--today", type=datetime.date.fromisoformat, help="default: by the wall clock, UTC")
+    parser.add_argument("--features", choices=[*map(str, Source)], default=str(Source.SERVED), help=FEATURES_HELP)
     parser.add_argument("--report", type=Path)
     add_topic_flags(parser)
     given = parser.parse_args(arguments)
@@ -144,6 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
             lake=given.lake.resolve(),
             bootstrap_servers=given.bootstrap_servers,
             topics=topics_of(given),
+            features=Source(given.features),
         )
         write_report(run_backfill(open_session("backfill", SHUFFLE_PARTITIONS), filling), given.report)
     except (BackfillError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from features import specs
@@ -28,13 +29,17 @@ def topics_of(given: argparse.Namespace) -> Topics:
 
 def write_report(report: dict[str, object], path: Path | None) -> None:
     """One JSON line on standard output and, where asked, the same in a file, replaced at once."""
-    line = json.dumps(report, sort_keys=True)
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(json.dumps(report, sort_keys=True) + "\n")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(line + "\n")
-        unfinished.replace(path)
+        write_json(report, path)
+
+
+def write_json(record: Mapping[str, object], path: Path) -> None:
+    """The record as a line of JSON in the file, replaced at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(record, sort_keys=True) + "\n")
+    unfinished.replace(path)
 
 
 def fail(job: str, error: Exception) -> int:

@@ -23,7 +23,7 @@ from batch.command import fail, write_report
 from batch.lake import TABLES, read_table, row_count
 from batch.parity_report import Recomputed, compare, states_of
 from batch.point_in_time import values_as_of
-from batch.served_rows import PIPELINE_MS, SNAPSHOT_MS, UNSETTLED_MS, ServedRow, State, sample_rows
+from batch.served_rows import PIPELINE_MS, SNAPSHOT_MS, UNSETTLED_MS, ServedRow, ServedSample, State, sample_rows
 from batch.session import open_session
 from features import specs
 from features.algebra import Float64s
@@ -57,21 +57,23 @@ def run_parity(spark: SparkSession, run: ParityRun) -> dict[str, Any]:
     if not row_count(run.lake, TABLES.silver_events):
         raise NoEventsError(f"{run.lake} has no events: run lake_ingest first.")
     from_ms = run.now_ms - run.hours * MS_PER_HOUR
-    sample = sample_rows(run.lake, from_ms, run.now_ms, run.max_slates)
-    newest = read_table(spark, run.lake, TABLES.bronze_events).selectExpr("max(arrival_ms) AS ms").first()
+    compared = compare_sample(spark, run.lake, sample_rows(run.lake, from_ms, run.now_ms, run.max_slates))
+    store(run.lake, run.now_ms, compared["features"])
+    return {"run_ms": run.now_ms, "from_ms": from_ms, "until_ms": run.now_ms, **compared}
+
+
+def compare_sample(spark: SparkSession, lake: Path, sample: ServedSample) -> dict[str, Any]:
+    """Each row's features beside what the lake's events say: a record a feature (`batch.parity_report.compare`)."""
+    newest = read_table(spark, lake, TABLES.bronze_events).selectExpr("coalesce(max(arrival_ms), 0) AS ms").first()
     complete_ms = newest["ms"] if newest is not None else 0
-    events = read_table(spark, run.lake, TABLES.silver_events)
+    events = read_table(spark, lake, TABLES.silver_events)
     features: list[dict[str, Any]] = []
     states: dict[str, dict[str, int]] = {}
     for entity, rows in sample.rows.items():
         recomputed = recompute(spark, events, entity, rows, complete_ms) if rows else []
         features += compare(entity, rows, recomputed)
         states[entity] = states_of(recomputed)
-    store(run.lake, run.now_ms, features)
     return {
-        "run_ms": run.now_ms,
-        "from_ms": from_ms,
-        "until_ms": run.now_ms,
         "lake_complete_until_ms": complete_ms,
         "spec_version": specs.version(),
         "slates": sample.slates,

@@ -11,6 +11,8 @@ from features.events import EventType
 HISTORY_LENGTH = 50
 """Events kept in an example, newest first by (event_time_ms, event_id)."""
 
+HISTORY_COLUMNS = ("history_item_ids", "history_event_types", "history_event_times_ms")
+
 _EVENT, _QUERY = 0, 1
 _COLUMNS = (
     "user_id STRING, t_ms BIGINT, history_item_ids ARRAY<STRING>, history_event_types ARRAY<STRING>, "

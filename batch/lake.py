@@ -22,7 +22,8 @@ SLATE_COLUMNS = (
     "degraded ARRAY<STRING>, snapshot_instant_ms BIGINT, newest_event_ms BIGINT, "
     "items ARRAY<STRUCT<item_id: STRING, position: INT, score: DOUBLE, propensity: DOUBLE, sources: ARRAY<STRING>, "
     "probabilities: MAP<STRING, DOUBLE>, features: MAP<STRING, DOUBLE>>>, "
-    "candidates ARRAY<STRUCT<item_id: STRING, score: DOUBLE, sources: ARRAY<STRING>>>, schema_version INT"
+    "candidates ARRAY<STRUCT<item_id: STRING, score: DOUBLE, sources: ARRAY<STRING>>>, schema_version INT, "
+    "spec_version STRING"
 )
 ITEM_COLUMNS = (
     "item_id STRING, category STRING, creator_id STRING, language STRING, duration_ms BIGINT, "

@@ -4,14 +4,15 @@ N rows of one entity, F features in the order of `features_of(entity)`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from batch.served_rows import Float32s, ServedRow, State
+from batch.served_rows import ServedRow, State
+from batch.slate_values import Float32s
 from features.specs import KEY_FIELDS, Entity, features_of
 
 MAX_EXAMPLES = 5
@@ -54,6 +55,19 @@ def compare(entity: Entity, rows: Sequence[ServedRow], recomputed: Sequence[Reco
         record |= {"unsettled_rows": apart["rows"], "unsettled_mismatches": apart["mismatches"]}
         records.append({**record, "examples": examples})
     return records
+
+
+def overview(features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the settled rows of all features: how many `values`, the share that is equal (null without), the worst."""
+    values, wrong = (sum(each[name] for each in features) for name in ("rows", "mismatches"))
+    differing = [each for each in features if each["mismatches"]]
+    worst = sorted(differing, key=lambda each: (-each["share"], each["feature"]))[:MAX_EXAMPLES]
+    told = ("feature", "rows", "mismatches", "share", "worst_difference")
+    return {
+        "values": values,
+        "equal_share": 1 - wrong / values if values else None,
+        "worst": [{name: each[name] for name in told} for each in worst],
+    }
 
 
 def states_of(recomputed: Sequence[Recomputed]) -> dict[str, int]:

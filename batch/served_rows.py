@@ -12,19 +12,18 @@ row follows from `serving/upkeep.py`, which finalises what was touched each seco
 - A row with an arrival in that time is UNSETTLED: which events it had seen is not known. It is reported apart.
 """
 
-import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from batch.slate_values import ITEM_NAMES, Degraded, Float32s, item_values, user_values
+from features import specs
 from features.names import MS_PER_MINUTE, MS_PER_SECOND, LakeTables
 from features.slates import SlateError, SlateRecord, parse_slate
 from features.specs import KEY_FIELDS, Entity, features_of
@@ -44,10 +43,6 @@ UNSETTLED_MS: Mapping[Entity, int] = {
     Entity.CATEGORY: SNAPSHOT_MS + PIPELINE_MS,
 }
 """An arrival in so many milliseconds before the row's instant sets the row apart."""
-
-Float32s = npt.NDArray[np.float32]
-_ITEMS_BEHIND = re.compile("no item features|item features (are|could|may)")
-"""What `serving.follower` and `serving.upkeep` say of a snapshot that is not as it should be."""
 
 
 class State(StrEnum):
@@ -83,20 +78,27 @@ class ServedSample:
 
     rows: Mapping[Entity, list[ServedRow]]
     slates: Mapping[str, int] = field(default_factory=dict)
-    """How many of the window's slates were read, left out (`sampled_out`), without features (`not_scored`), without the
-    user's instant (`version_1`), or unreadable."""
+    """How many of the window's slates were read, left out (`sampled_out`), of other definitions of the features
+    (`other_features`), without features (`not_scored`), without the user's instant (`version_1`), or unreadable."""
 
 
-def sample_rows(lake: Path, from_ms: int, until_ms: int, max_slates: int) -> ServedSample:
+def sample_rows(
+    lake: Path, from_ms: int, until_ms: int, max_slates: int, among: Collection[str] | None = None
+) -> ServedSample:
     """The rows of the slates served in `[from_ms, until_ms)`: of all, or of `max_slates` chosen by their ids' hash.
 
-    The same slates are chosen whenever they are asked for. Without a table of slates there are none.
+    `among` are the ids of the only slates that are wanted. The same slates are chosen whenever they are asked for.
+    Without a table of slates there are none. Slates from before their features' version was logged are taken for this
+    version's.
     """
     rows: dict[Entity, list[ServedRow]] = {entity: [] for entity in Entity}
     seen: Counter[str] = Counter()
-    for value in _values(lake, from_ms, until_ms, max_slates, seen):
+    for value in _values(lake, from_ms, until_ms, max_slates, seen, among):
         try:
             record = parse_slate(value)
+            if record.spec_version not in ("", specs.version()):
+                seen["other_features"] += 1
+                continue
             found = list(rows_of(record))
         except SlateError:
             seen["unreadable"] += 1
@@ -116,26 +118,30 @@ def rows_of(record: SlateRecord) -> Iterator[tuple[Entity, ServedRow]]:
     """
     if not record.user_features:
         return
-    user_degraded = any(note.startswith("hydrate:") for note in record.degraded)
-    items_degraded = any(_ITEMS_BEHIND.search(note) for note in record.degraded)
+    degraded = Degraded.of(record)
     read_ms = None if record.evidence is None else int(record.evidence.user["instant_ms"])
     if read_ms is not None and record.user_id:
-        values_F = _ordered(Entity.USER, record.user_features)
-        yield Entity.USER, _row(record, None, (record.user_id,), read_ms, values_F, user_degraded)
-    for item in record.items:
-        features = record.item_features(item.position)
-        if not features:
-            continue
+        yield Entity.USER, _row(record, None, (record.user_id,), read_ms, user_values(record), degraded.user)
+    position_N, values_NF = item_values(record)
+    for position, values_F in zip(position_N.tolist(), values_NF, strict=True):
+        item = record.items[position]
         ids = {"item_id": item.item_id, "creator_id": item.creator_id, "category": item.category}
-        for entity in Entity:
-            if entity is Entity.USER or not all(ids.get(name, record.user_id) for name in KEY_FIELDS[entity]):
-                continue  # an anonymous user has no key, nor has version 1 a category or a creator
+        for entity, columns in _COLUMNS.items():
+            key = tuple(ids.get(name, record.user_id) for name in KEY_FIELDS[entity])
             of_items = entity in ITEM_TILES.entities
             instant_ms = record.snapshot_instant_ms if of_items else read_ms
-            if instant_ms is not None:
-                key = tuple(ids.get(name, record.user_id) for name in KEY_FIELDS[entity])
-                degraded = items_degraded if of_items else user_degraded
-                yield entity, _row(record, item.position, key, instant_ms, _ordered(entity, features), degraded)
+            if instant_ms is not None and all(key):  # an anonymous user has no key, nor has version 1 all of an item's
+                behind = degraded.items if of_items else degraded.user
+                yield entity, _row(record, position, key, instant_ms, values_F[columns], behind)
+
+
+_COLUMNS: Mapping[Entity, slice] = {
+    entity: slice(ITEM_NAMES.index(names[0]), ITEM_NAMES.index(names[-1]) + 1)
+    for entity in Entity
+    if entity is not Entity.USER
+    for names in [[feature.name for feature in features_of(entity)]]
+}
+"""Where the features of each of the items' entities stand among `ITEM_NAMES`."""
 
 
 def _row(
@@ -156,15 +162,9 @@ def _row(
     )
 
 
-def _ordered(entity: Entity, features: Mapping[str, float]) -> Float32s:
-    """The entity's features in their order. Raises `SlateError` when the slate has those of another version."""
-    names = [feature.name for feature in features_of(entity)]
-    if missing := [name for name in names if name not in features]:
-        raise SlateError(f"slate lacks the features {', '.join(missing)}")
-    return np.array([features[name] for name in names], np.float32)
-
-
-def _values(lake: Path, from_ms: int, until_ms: int, max_slates: int, seen: Counter[str]) -> Iterator[bytes]:
+def _values(
+    lake: Path, from_ms: int, until_ms: int, max_slates: int, seen: Counter[str], among: Collection[str] | None
+) -> Iterator[bytes]:
     """The raw records of the chosen slates. Ids are read first, since the records are large."""
     path = str(lake / LakeTables().slates)
     if not DeltaTable.is_deltatable(path):
@@ -172,6 +172,7 @@ def _values(lake: Path, from_ms: int, until_ms: int, max_slates: int, seen: Coun
     slates = DeltaTable(path).to_pyarrow_dataset()
     served = (pc.field("served_at_ms") >= from_ms) & (pc.field("served_at_ms") < until_ms)
     ids = slates.to_table(columns=["request_id"], filter=served).column("request_id").to_pylist()
+    ids = ids if among is None else [request_id for request_id in ids if request_id in among]
     chosen = sorted(ids, key=lambda request_id: (zlib.crc32(request_id.encode()), request_id))[:max_slates]
     seen["sampled_out"] = len(ids) - len(chosen)
     if not chosen:

@@ -1,6 +1,11 @@
-"""Training examples: one row an impression, with every feature as it was at that instant, history and labels.
+"""Training examples: one row an impression, with every feature as it was when its slate was served, and labels.
 
-`spark-submit … batch/training_examples.py --lake DIR [--now-ms N] [--from-date D --to-date D] [--report FILE]`
+`spark-submit … batch/training_examples.py --lake DIR [--features served|recomputed] [--now-ms N]
+[--from-date D --to-date D] [--report FILE] [--comparison FILE]`
+
+Features and history are those that the ranker read, where the slate logged them (`batch.served_examples`), and else are
+computed from the lake's events as of `feature_ms`: when the slate was served, or the impression's own instant. A sample
+of the slates' values is computed again and compared.
 """
 
 import argparse
@@ -10,24 +15,34 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable as DeltaLog
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 
-from batch.command import fail, write_report
+from batch.command import fail, write_json, write_report
+from batch.feature_parity import compare_sample
 from batch.histories import histories_as_of
 from batch.labels import label_impressions
 from batch.lake import TABLES, read_table, row_count, table_versions
+from batch.parity_report import overview
 from batch.point_in_time import values_as_of
+from batch.served_examples import MAX_OPEN_MS, Placed, Source, place, take_served
+from batch.served_rows import sample_rows
 from batch.session import open_session
 from features import specs
-from features.events import EventType
+from features.events import FUTURE_SKEW_MS, EventType
 from features.quarantine import QuarantineError, refuse_held
 from features.specs import KEY_FIELDS, Entity
 
 UNKNOWN_LANGUAGE = "und"
 """BCP 47's code for an undetermined language: the item is not in the catalogue."""
+
+
+FEATURES_HELP = "served: as logged with the slate where it may be; recomputed: all from the lake's events"
 
 
 class EmptyLakeError(RuntimeError):
@@ -42,6 +57,12 @@ class ExampleRun:
     now_ms: int
     from_date: datetime.date = datetime.date.min
     to_date: datetime.date = datetime.date.max
+    features: Source = Source.SERVED
+    """What an example has where there is a choice."""
+    compare_slates: int = 200
+    """Slates of the examples whose served values are compared with recomputed ones; 0: none."""
+    comparison: Path | None = None
+    """Where that comparison is written in full, as JSON."""
 
     @property
     def covers_all(self) -> bool:
@@ -54,17 +75,18 @@ class ExampleRun:
         return f"event_date >= DATE'{self.from_date}' AND event_date <= DATE'{self.to_date}'"
 
 
-def run_examples(spark: SparkSession, run: ExampleRun) -> dict[str, object]:
-    """Writes the examples of the run's dates in one commit, and says from which versions of which tables.
+def run_examples(spark: SparkSession, run: ExampleRun) -> dict[str, Any]:
+    """Writes the examples of the run's dates in one commit, and says from which versions of which tables, how many have
+    served features, why the others have not, and (`comparison`) how served and recomputed values compare.
 
     Raises `EmptyLakeError` when the lake has no impression in these dates, `QuarantineError` when a gate has shut a
     table that it reads.
     """
-    sources = (TABLES.silver_events, TABLES.items)
-    versions = table_versions(run.lake, sources)
-    if set(versions) != set(sources) or not row_count(run.lake, TABLES.silver_events):
+    needed = {TABLES.silver_events, TABLES.items}
+    versions = table_versions(run.lake, (*needed, TABLES.slates))
+    if not needed <= set(versions) or not row_count(run.lake, TABLES.silver_events):
         raise EmptyLakeError(f"{run.lake} has no events: run lake_ingest first.")
-    refuse_held(run.lake, sources)
+    refuse_held(run.lake, versions)
     built_from = {"sources": versions, "spec_version": specs.version(), "now_ms": run.now_ms}
     counted = read_table(spark, run.lake, TABLES.silver_events)
     # Read a dozen times: once for each entity's sweep, for labels, histories and the impressions of each.
@@ -73,12 +95,44 @@ def run_examples(spark: SparkSession, run: ExampleRun) -> dict[str, object]:
         impressions = impressions_of(events, run)
         if impressions.isEmpty():
             raise EmptyLakeError(f"{run.lake} has no impression of {run.from_date} to {run.to_date}.")
-        _write(assemble(events, impressions, read_table(spark, run.lake, TABLES.items)), run, built_from)
+        placed = place(spark, run.lake, impressions, take_served=run.features is Source.SERVED)
+        try:
+            _write(assemble(events, placed, read_table(spark, run.lake, TABLES.items)), run, built_from)
+        finally:
+            placed.release()
     finally:
         events.unpersist()
-    table = str(run.lake / TABLES.examples)
-    rows = row_count(run.lake, TABLES.examples)
-    return {**built_from, "rows": rows, "version": DeltaLog(table).version(), "table": TABLES.examples}
+    written = DeltaLog(str(run.lake / TABLES.examples))
+    rows = written.to_pyarrow_dataset().to_table(
+        columns=["request_id", "t_ms", "feature_source", "recomputed_because"],
+        filter=(pc.field("event_date") >= run.from_date) & (pc.field("event_date") <= run.to_date),
+    )
+    return {
+        **built_from,
+        "rows": row_count(run.lake, TABLES.examples),
+        "version": written.version(),
+        "table": TABLES.examples,
+        "feature_sources": _counts(rows.column("feature_source")),
+        "recomputed_because": _counts(rows.column("recomputed_because").drop_null()),
+        "comparison": _comparison(spark, run, rows),
+    }
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {each["values"]: each["counts"] for each in column.value_counts().to_pylist()}
+
+
+def _comparison(spark: SparkSession, run: ExampleRun, rows: pa.Table) -> dict[str, Any] | None:
+    """Of a sample of the examples' slates, whatever the examples took, in short; None when none is to be compared."""
+    if not run.compare_slates:
+        return None
+    between = pc.min_max(rows.column("t_ms")).as_py()
+    first_ms, last_ms = between["min"] - MAX_OPEN_MS, between["max"] + FUTURE_SKEW_MS
+    requests = frozenset(rows.column("request_id").unique().to_pylist())
+    compared = compare_sample(spark, run.lake, sample_rows(run.lake, first_ms, last_ms, run.compare_slates, requests))
+    if run.comparison is not None:
+        write_json({"run_ms": run.now_ms, **compared}, run.comparison)
+    return overview(compared["features"])
 
 
 def impressions_of(events: DataFrame, run: ExampleRun) -> DataFrame:
@@ -99,14 +153,16 @@ def impressions_of(events: DataFrame, run: ExampleRun) -> DataFrame:
     )
 
 
-def assemble(events: DataFrame, impressions: DataFrame, items: DataFrame) -> DataFrame:
+def assemble(events: DataFrame, placed: Placed, items: DataFrame) -> DataFrame:
     """Impressions with item fields, labels, features and history. One row an impression comes back."""
-    examples = _with_items(label_impressions(events, impressions), items)
+    examples = _with_items(label_impressions(events, placed.impressions), items)
+    rest = placed.impressions.where(f"feature_source = '{Source.RECOMPUTED}'")
+    queries = rest.drop("t_ms").withColumnRenamed("feature_ms", "t_ms")
     for entity in Entity:
-        keys = [*KEY_FIELDS[entity], "t_ms"]
-        examples = examples.join(values_as_of(events, impressions, entity), keys, "left")
-    histories = histories_as_of(_recent(events, impressions), impressions)
-    return examples.join(histories, ["user_id", "t_ms"], "left")
+        values = values_as_of(events, queries, entity).withColumnRenamed("t_ms", "feature_ms")
+        examples = examples.join(values, [*KEY_FIELDS[entity], "feature_ms"], "left")
+    histories = histories_as_of(_recent(events, queries), queries).withColumnRenamed("t_ms", "feature_ms")
+    return take_served(examples.join(histories, ["user_id", "feature_ms"], "left"), placed.items)
 
 
 def _with_items(examples: DataFrame, items: DataFrame) -> DataFrame:
@@ -135,8 +191,16 @@ def _write(examples: DataFrame, run: ExampleRun, built_from: dict[str, object]) 
     if run.covers_all or not DeltaLog.is_deltatable(path):
         writer = writer.option("overwriteSchema", "true")
     else:
-        writer = writer.option("replaceWhere", run.predicate)
+        # A table from before a column was added has it null in the other dates.
+        writer = writer.option("replaceWhere", run.predicate).option("mergeSchema", "true")
     writer.save(path)
+
+
+def slate_count(text: str) -> int:
+    """Reads a flag. Raises `argparse.ArgumentTypeError`."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 0 or more slates")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,12 +210,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--now-ms", type=int, help="default: the wall clock")
     parser.add_argument("--from-date", type=datetime.date.fromisoformat, default=datetime.date.min)
     parser.add_argument("--to-date", type=datetime.date.fromisoformat, default=datetime.date.max)
+    parser.add_argument("--features", choices=[*map(str, Source)], default=str(Source.SERVED), help=FEATURES_HELP)
+    parser.add_argument("--compare-slates", type=slate_count, default=ExampleRun.compare_slates, help="0: none")
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--comparison", type=Path, help="where the comparison is written in full, as JSON")
     given = parser.parse_args(arguments)
     now_ms = int(time.time() * 1000) if given.now_ms is None else given.now_ms
-    run = ExampleRun(lake=given.lake.resolve(), now_ms=now_ms, from_date=given.from_date, to_date=given.to_date)
+    run = ExampleRun(
+        lake=given.lake.resolve(),
+        now_ms=now_ms,
+        from_date=given.from_date,
+        to_date=given.to_date,
+        features=Source(given.features),
+        compare_slates=given.compare_slates,
+        comparison=given.comparison,
+    )
     try:
-        write_report(run_examples(open_session("training_examples"), run), given.report)
+        report = run_examples(open_session("training_examples"), run)
+        write_report(report, given.report)
     except (EmptyLakeError, QuarantineError) as error:
         return fail("training_examples", error)
     return 0

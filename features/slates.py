@@ -113,6 +113,8 @@ class SlateRecord:
     evidence: SlateEvidence | None = None
     """None before version 2."""
     schema_version: int = SLATE_SCHEMA_VERSION
+    spec_version: str = ""
+    """`features.specs.version` of the windowed features; empty in records from before it was logged."""
 
     def to_fields(self) -> dict[str, Any]:
         """The record as JSON values."""
@@ -184,6 +186,7 @@ def _slate(record: dict[str, Any]) -> SlateRecord:
         candidates=tuple(_candidate(candidate) for candidate in record["candidates"]),
         evidence=None if evidence is None else _evidence(evidence),
         schema_version=int(record.get("schema_version", 1)),
+        spec_version=str(record.get("spec_version", "")),
     )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from features import specs
 from features.items import Item
 from features.packed import PackedArray, pack
 from features.slates import SlateCandidate, SlateEvidence, SlateRecord
@@ -41,6 +42,7 @@ MAX_LOGGED = 1_000
 """Of a Rank with more items the best so many are logged, so that a record stays within what Kafka takes."""
 MAX_NAMED = 1_000
 """Of the items that came after the bundle and that a reason excludes, as many are named at least."""
+SPEC_VERSION = specs.version()
 CANDIDATE_SUFFIXES = ("_C", "_CF", "_CS")
 """Inputs of the ranker with a row a candidate."""
 
@@ -71,6 +73,7 @@ def to_record(answer: Answer, *, full_features: bool = False) -> SlateRecord:
         items=answer.items[:MAX_LOGGED],
         candidates=candidates,
         evidence=_evidence(answer, row_C, full_features),
+        spec_version=SPEC_VERSION,
     )
 
 
