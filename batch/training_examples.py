@@ -130,9 +130,10 @@ def _comparison(spark: SparkSession, run: ExampleRun, rows: pa.Table) -> dict[st
     first_ms, last_ms = between["min"] - MAX_OPEN_MS, between["max"] + FUTURE_SKEW_MS
     requests = frozenset(rows.column("request_id").unique().to_pylist())
     compared = compare_sample(spark, run.lake, sample_rows(run.lake, first_ms, last_ms, run.compare_slates, requests))
+    in_short = overview(compared["features"])
     if run.comparison is not None:
-        write_json({"run_ms": run.now_ms, **compared}, run.comparison)
-    return overview(compared["features"])
+        write_json({"run_ms": run.now_ms, **in_short, **compared}, run.comparison)
+    return in_short
 
 
 def impressions_of(events: DataFrame, run: ExampleRun) -> DataFrame:

@@ -7,7 +7,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Param
 
-from infra.airflow import BACKFILL_STEPS, default_args, python_job, spark_job
+from infra.airflow import BACKFILL_STEPS, EXAMPLE_FEATURES, default_args, python_job, spark_job
 
 DAY = r"^\d{4}-\d{2}-\d{2}$"
 
@@ -26,6 +26,13 @@ with DAG(
         "days_a_job": Param(
             7, type="integer", minimum=1, maximum=366, title="Days a job", description="Jobs share the Spark pool."
         ),
+        "features": Param(
+            EXAMPLE_FEATURES[0],
+            type="string",
+            enum=list(EXAMPLE_FEATURES),
+            title="Features of training examples",
+            description="recomputed: leaves aside what the slates logged.",
+        ),
     },
     doc_md="""
 ### Purpose
@@ -33,7 +40,8 @@ Makes past days anew after a changed definition, a mended lake or a failure that
 (tiles and the Feast views' files), training examples, or the quality gates over them.
 
 ### Inputs
-`silver/events` and `silver/items`; the parameters `step`, `start`, `end` (both days included) and `days_a_job`.
+`silver/events`, `silver/items` and, for examples, `silver/slates`; the parameters `step`, `start`, `end` (both days
+included), `days_a_job` and `features`.
 
 ### Outputs
 Those of the step's own DAG, for these days alone: each day's partition is replaced in one commit. No asset: whoever
@@ -58,7 +66,10 @@ day without events is no failure: it is named in the job's report, its examples 
         output_processor=json.loads,
         **python_job(
             "batch.backfill_plan",
-            *(f"--{name.replace('_', '-')}={{{{ params.{name} }}}}" for name in ("step", "start", "end", "days_a_job")),
+            *(
+                f"--{name.replace('_', '-')}={{{{ params.{name} }}}}"
+                for name in ("step", "start", "end", "days_a_job", "features")
+            ),
             "--lake",
             "--bootstrap-servers",
             "--topics-version",

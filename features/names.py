@@ -75,7 +75,7 @@ class LakeTables:
     offline_features: str = "gold/features"
     """Prefix of the finalised windowed features, one table a Feast view."""
     examples: str = "gold/examples"
-    """Training examples: one row an impression, features point in time, labels."""
+    """Training examples: one row an impression, features as of its slate, served or recomputed, and labels."""
     feature_parity: str = "gold/feature_parity"
     """One row a run and feature: how often the served value was not the one that point-in-time recomputation gives."""
     erased_users: str = "erased_users"

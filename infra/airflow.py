@@ -35,6 +35,8 @@ UPKEEP_DAG_IDS = ("backfill", "erase_user", "maintenance")
 """Beside that chain: triggered, or on a schedule of their own."""
 BACKFILL_STEPS = ("day_tiles", "offline_features", "training_examples", "quality")
 """What `batch/backfill.py` can do."""
+EXAMPLE_FEATURES = ("served", "recomputed")
+"""What training examples have where there is a choice (`batch.served_examples.Source`)."""
 SPARK_CONNECTION = "spark_default"
 SPARK_POOL = "spark"
 """One slot: two Spark drivers at a time do not fit beside the rest on a small machine."""
@@ -230,6 +232,7 @@ def place(flag: str) -> str:
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
         "--parity-report": str(settings.parity_report),
+        "--comparison": str(settings.examples_comparison),
         "--monitor-report": str(settings.monitor_report),
         "--monitor-limits": str(settings.monitor_limits_file),
         "--also": str(settings.workspace_dir),

@@ -208,6 +208,11 @@ class Settings(BaseSettings):
         return self.var_dir / "reports" / "feature_parity.json"
 
     @property
+    def examples_comparison(self) -> Path:
+        """Served feature values beside recomputed ones, of the slates of the newest training examples."""
+        return self.var_dir / "reports" / "examples_comparison.json"
+
+    @property
     def monitor_report(self) -> Path:
         """The newest report of the monitor DAG."""
         return self.var_dir / "reports" / "monitor.json"

@@ -197,7 +197,7 @@ def test_the_others_are_recomputed_as_of_their_slate_or_their_own_instant(exampl
         wanted = recomputed(row, instant_ms)
         assert {name: pytest.approx(row[name]) for name in NAMES} == wanted, row["request_id"]
         assert list(zip(*(row[name] for name in HISTORIES), strict=True)) == history(row, instant_ms)
-    clicks = {row["request_id"]: row["user_clicks_1h"] for row in others if row["user_id"] == "u1"}
+    clicks = {row["request_id"]: row["user_clicks_24h"] for row in others if row["user_id"] == "u1"}
     assert clicks["no-slate"] == clicks["before-versions"] + 1, "the click between is known at the later instant alone"
 
 
@@ -205,6 +205,7 @@ def test_the_comparison_finds_what_was_planted(report: dict[str, Any], run: Exam
     assert run.comparison is not None
     full, short = json.loads(run.comparison.read_text()), report["comparison"]
     assert full["run_ms"] == LAKE_END_MS
+    assert {name: full[name] for name in short} == short
     read = {"other_features": 1, "unreadable": 1, "not_scored": 1}
     assert {name: full["slates"][name] for name in read} == read
     wrong = {each["feature"] for each in full["features"] if each["mismatches"]}

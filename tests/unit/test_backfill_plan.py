@@ -6,7 +6,8 @@ import json
 import pytest
 
 from batch.backfill_plan import MAX_DAYS, STEPS, BackfillError, checked, main
-from infra.airflow import BACKFILL_STEPS
+from batch.served_examples import Source
+from infra.airflow import BACKFILL_STEPS, EXAMPLE_FEATURES
 
 TODAY = datetime.date(2026, 3, 10)
 
@@ -52,5 +53,6 @@ def test_the_command_prints_a_list_of_arguments_a_job(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "backfill: days a job: got 0; allowed: 1 or more.\n"
 
 
-def test_the_form_offers_the_steps_that_there_are() -> None:
+def test_the_form_offers_the_steps_and_sources_that_there_are() -> None:
     assert BACKFILL_STEPS == STEPS
+    assert tuple(map(str, Source)) == EXAMPLE_FEATURES
