@@ -150,7 +150,7 @@ def test_version_1_has_the_items_side_only(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("spark")
 def test_the_sample_is_the_same_whenever_it_is_asked_for(tmp_path: Path) -> None:
-    plain = replace(slate(quiet_events(), "r"), items=())
+    plain = slate(quiet_events(), "r", item_ids=["i1"])
     slates = [replace(plain, request_id=f"r{n}") for n in range(9)]
     lake = write_lake(tmp_path, [], slates)
     chosen = [{row.request_id for row in sample_rows(lake, 0, LAKE_END_MS, 4).rows[Entity.USER]} for _ in range(2)]
