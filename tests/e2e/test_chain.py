@@ -7,15 +7,18 @@ import json
 import os
 import random
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from features.backends import open_backend
 from features.events import Event, EventType, parse_event
 from features.items import Item
+from features.names import LakeTables
 from features.specs import Entity, features_of
 from infra.airflow import DAG_IDS, WATCH_DAG_IDS
 from infra.airflow_client import now
@@ -227,6 +230,49 @@ def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
     assert (report["bundle_id"], report["alerts"]) == (chain.champion()[0], [])
     assert report["checks"]["freshness"]["rows"] >= len(users)
     assert report["rollback"]["went_to"] is None
+
+
+def test_examples_of_served_slates_have_what_the_ranker_read(
+    scenario: tuple[WorldScenario, list[Record]], client: RankingClient
+) -> None:
+    """`training_examples` in Airflow, on slates of the service whose items were seen."""
+    chain, world = scenario[0].chain, scenario[0].world
+    users = [profile.user_id for profile in world.live_users(40) if not profile.is_new]
+    slates = [client.recommend(user_id) for user_id in users]
+    shown = [
+        Event(
+            event_id=f"shown-{slate.request_id}-{item.position}",
+            event_type=EventType.IMPRESSION,
+            event_time_ms=chain.phases.now_ms(),
+            user_id=user_id,
+            request_id=slate.request_id,
+            position=item.position,
+            item_id=item.item_id,
+            category=item.category,
+            creator_id=item.creator_id,
+        )
+        for user_id, slate in zip(users, slates, strict=True)
+        for item in slate.items
+    ]
+    with Producer(chain.settings.bootstrap_servers, topics().events, linger_ms=0) as producer:
+        producer.send([record_of(event, chain.phases.now_ms()) for event in shown])
+    chain.airflow.set_paused([*DAG_IDS[1:], *WATCH_DAG_IDS], paused=True)
+    chain.airflow.set_paused(["training_examples"], paused=False)
+    for dag_id in (DAG_IDS[0], "training_examples"):
+        since = now()
+        chain.airflow.trigger(dag_id)
+        chain.airflow.wait_for_chain([dag_id], since, chain.phases.say, 600)
+    table = DeltaTable(str(chain.settings.lake_dir / LakeTables().examples)).to_pyarrow_table(
+        columns=["request_id", "event_id", "feature_source", "recomputed_because"]
+    )
+    told = {row["event_id"]: row for row in table.to_pylist()}
+    sources = Counter(told[event.event_id]["feature_source"] for event in shown)
+    assert sources == {"served": len(shown)}, [told[event.event_id] for event in shown[:3]]
+    served = {row["request_id"] for row in told.values() if row["feature_source"] == "served"}
+    assert served == {slate.request_id for slate in slates}
+    comparison = json.loads(chain.settings.examples_comparison.read_text())
+    assert comparison["slates"]["read"] == len(slates)
+    assert comparison["values"] > 0 and comparison["equal_share"] == 1, comparison["worst"]
 
 
 def _ids(item: Item) -> tuple[str, str, str]:
