@@ -22,6 +22,7 @@ from features.names import LakeTables
 from features.specs import Entity, features_of
 from infra.airflow import DAG_IDS, WATCH_DAG_IDS
 from infra.airflow_client import now
+from infra.demo.accounts import count_records
 from infra.demo.probes import Prober
 from infra.demo.world_scenario import WorldScenario
 from infra.programs import PROGRAM_NAMES, topics
@@ -202,9 +203,12 @@ def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
 ) -> None:
     """`feature_parity` and `monitor` in Airflow, on slates of the service: every settled value is equal."""
     chain, world = scenario[0].chain, scenario[0].world
+    servers = chain.settings.bootstrap_servers
     users = [profile.user_id for profile in world.live_users(60) if not profile.is_new]
+    sent = count_records(servers, topics().slates)
     slates = [client.recommend(user_id) for user_id in users]
     assert not any(slate.degraded for slate in slates)
+    wait_for(lambda: count_records(servers, topics().slates) >= sent + len(users), "the slates in Kafka")
     # The lake must reach beyond the slates, and hold them.
     after = Event(
         event_id="after-the-slates",
@@ -213,7 +217,7 @@ def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
         user_id="after-the-slates",
         **dict(zip(("item_id", "category", "creator_id"), _ids(world.items()[0]), strict=True)),
     )
-    with Producer(chain.settings.bootstrap_servers, topics().events, linger_ms=0) as producer:
+    with Producer(servers, topics().events, linger_ms=0) as producer:
         producer.send([record_of(after, chain.phases.now_ms())])
     since = now()
     chain.airflow.set_paused(DAG_IDS[1:], paused=True)
