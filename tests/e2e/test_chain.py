@@ -232,7 +232,7 @@ def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
     assert not wrong, wrong
     report = json.loads(chain.settings.monitor_report.read_text())
     assert (report["bundle_id"], report["alerts"]) == (chain.champion()[0], [])
-    assert report["checks"]["freshness"]["rows"] >= len(users)
+    assert report["checks"]["freshness"]["rows"] >= 20, "answers to users with events"
     assert report["rollback"]["went_to"] is None
 
 
