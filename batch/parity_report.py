@@ -90,10 +90,12 @@ def _tally(difference_N: Float32s, chosen_N: Bools) -> dict[str, Any]:
 def _example(
     entity: Entity, row: ServedRow, served: np.float32, latest: np.float32, earliest: np.float32
 ) -> dict[str, Any]:
+    # Whose it is stands in the slate alone: an erasure need not look for users in reports.
+    key = {field: value for field, value in zip(KEY_FIELDS[entity], row.key, strict=True) if field != "user_id"}
     return {
         "request_id": row.request_id,
         "position": row.position,
-        **dict(zip(KEY_FIELDS[entity], row.key, strict=True)),
+        **key,
         "instant_ms": row.instant_ms,
         "served": float(served),
         "recomputed": float(latest),

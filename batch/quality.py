@@ -24,7 +24,7 @@ from batch.data_docs import Judge
 from batch.day_profile import Date
 from batch.gates import GATES, MissingTableError, Request
 from features.quality_limits import LimitsError, QualityLimits, SuiteLimits
-from features.quarantine import ALL, Failure, held_partitions, replace_failures
+from features.quarantine import ALL, Failure, Judgement, held_partitions, register
 
 MAX_ROWS = 500_000
 _SHOWN = ("observed_value", "unexpected_count", "element_count", "partial_unexpected_list")
@@ -75,11 +75,22 @@ def _judge_suite(run: QualityRun, suite: str, judge: Judge) -> dict[str, object]
         result = judge.validate(check.rows, check.suite)
         expectations += len(result.results)
         failures += _failures((each for each in result.results if not each.success), check.rows)
-    replace_failures(run.lake, suite, judged.version, run.now_ms, failures)
+    rows = judged.checks[0].rows
+    read = map(str, rows["event_date"].unique()) if "event_date" in rows else ()
+    register(
+        run.lake,
+        Judgement(
+            suite=suite,
+            table_version=judged.version,
+            judged_at_ms=run.now_ms,
+            partitions={*before, *read},
+            failures=failures,
+        ),
+    )
     return {
         "suite": suite,
         "version": judged.version,
-        "rows": len(judged.checks[0].rows),
+        "rows": len(rows),
         "expectations": expectations,
         "failures": [vars(failure) for failure in failures],
         "released": sorted(before.keys() - {failure.partition for failure in failures}),

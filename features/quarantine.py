@@ -1,17 +1,20 @@
 """The register of refused partitions: what a quality gate has shut, and those who read a shut table find out.
 
 Rows are judged where they stand and stay there: the lake's accounts, and what tells a second copy of an event from the
-first, need them. The register holds what is shut *now*: a gate replaces its suite's rows in one commit with each
-judgement, so a partition that was repaired leaves it, and Delta's history of the register says what was shut before.
+first, need them. The register holds what is shut *now*: with each judgement a gate replaces, in one commit, its suite's
+rows of the partitions that it has judged, so a partition that was repaired leaves it, and Delta's history of the
+register says what was shut before.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from features.names import LakeTables
 
@@ -54,22 +57,48 @@ class Failure:
     observed: str
 
 
-def replace_failures(lake: Path, suite: str, table_version: int, judged_at_ms: int, failures: list[Failure]) -> None:
-    """Makes these the suite's refusals, in one commit; none at all opens the gate.
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What one run of a gate has found."""
 
-    Each suite has a partition of its own, so gates that run at a time do not meet.
+    suite: str
+    table_version: int
+    judged_at_ms: int
+    partitions: Collection[str]
+    """All whose rows it has read, and all that were shut; other refusals of the suite are another run's, and stay."""
+    failures: Collection[Failure]
+
+
+@retry(
+    retry=retry_if_exception_type(CommitFailedError),
+    stop=stop_after_attempt(20),
+    wait=wait_random_exponential(multiplier=0.05, max=2),
+    reraise=True,
+)
+def register(lake: Path, judgement: Judgement) -> None:
+    """Makes the failures the suite's refusals of the judged partitions, in one commit.
+
+    Runs of one gate over other days may end at the same time, as parts of a backfill do: whoever commits second reads
+    again what the first has written. Raises `CommitFailedError` when that does not end.
     """
     path = str(lake / TABLES.quarantine)
-    stamp = {"suite": suite, "table_version": table_version, "judged_at_ms": judged_at_ms}
-    rows = pa.Table.from_pylist([{**stamp, **asdict(failure)} for failure in failures], schema=_SCHEMA)
-    mine = f"suite = '{suite}'"
+    stamp = {each: getattr(judgement, each) for each in ("suite", "table_version", "judged_at_ms")}
+    failed = pa.Table.from_pylist([{**stamp, **asdict(failure)} for failure in judgement.failures], schema=_SCHEMA)
     if not DeltaTable.is_deltatable(path):
-        if failures:
-            write_deltalake(path, rows, partition_by=["suite"], mode="append")
-    elif failures:
-        write_deltalake(path, rows, mode="overwrite", predicate=mine)
-    elif held_partitions(lake, suite):
-        DeltaTable(path).delete(mine)
+        if not failed:
+            return
+        DeltaTable.create(path, _SCHEMA, mode="ignore", partition_by=["suite"])
+    table = DeltaTable(path)
+    held = table.to_pyarrow_dataset().to_table(filter=pc.field("suite") == judgement.suite)
+    judged = {*judgement.partitions, *(failure.partition for failure in judgement.failures), ALL}
+    others = held.filter(~pc.field("partition").isin(sorted(judged)))
+    if failed or len(others) < len(held):
+        rows = pa.concat_tables([failed, others.select(_SCHEMA.names).cast(_SCHEMA)])
+        mine = f"suite = '{judgement.suite}'"
+        if rows:
+            write_deltalake(table, rows, mode="overwrite", predicate=mine)
+        else:
+            table.delete(mine)
 
 
 def held_partitions(lake: Path, suite: str) -> dict[str, list[str]]:

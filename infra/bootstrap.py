@@ -1,5 +1,5 @@
-"""Builds what Millrace runs on: uv, the four environments from hash-locked files, the JVM jars from poms, and the
-stream job's functions from their Java sources.
+"""Builds what Millrace runs on: uv, the four environments from hash-locked files, the JVM jars from poms, the stream
+job's functions from their Java sources, and archives of classes from which JVMs start sooner.
 
 Run by the system's Python 3.11 with nothing installed: `python3.11 infra/bootstrap.py`. Every part is stamped with
 the hash of what it was built from, so a second run only compares stamps.
@@ -16,7 +16,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,8 @@ ENVIRONMENTS = ("serve", "stream", "airflow", "app")
 """Smallest first, so that the largest installation overlaps with nothing but Maven."""
 JARS = ("kafka", "flink", "spark")
 FUNCTIONS = "functions of the stream job"
+ARCHIVES = {"class archive of kafka": ("kafka", "kafka"), "class archive of spark": ("spark", "app")}
+"""By what the user reads: the name in `infra/class_archives.py`, and the part that the classes come with."""
 PYTHON = (3, 11)
 JAVA_AT_LEAST = 17
 DISK_NEEDED_GB = 10
@@ -57,33 +59,39 @@ class Bootstrap:
         venvs = [name for name in ENVIRONMENTS if not self._is_current(*self._environment_stamp(name))]
         jars = [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
         stale = {"stream", "flink"} & {*venvs, *jars} or not self._is_current(*self._functions_stamp())
-        return venvs, jars, [FUNCTIONS] if stale else []
+        return venvs, jars, [*([FUNCTIONS] if stale else []), *self._pending_archives({*venvs, *jars})]
 
     def run(self) -> list[str]:
         """Brings everything up to date and returns the names of the parts that were built."""
-        pending_venvs, pending_jars, pending_functions = self.pending()
-        if not pending_venvs and not pending_jars and not pending_functions:
+        pending_venvs, pending_jars, others = self.pending()
+        if not pending_venvs and not pending_jars and not others:
             return []
         check_machine()
         if "app" in pending_venvs:
             check_disk(self.root)
         self.venvs.mkdir(parents=True, exist_ok=True)
         with self._exclusive(), ThreadPoolExecutor(max_workers=2) as pool:
-            lanes = [pool.submit(self._build_environments, pending_venvs), pool.submit(self._fetch_all, pending_jars)]
-            try:
-                while not all(lane.done() for lane in lanes):
-                    time.sleep(0.05)
-                    if any(lane.done() and lane.exception() for lane in lanes):
-                        self._stop_children()
-            except KeyboardInterrupt:
-                self._stop_children()
-                raise
-            errors = [error for lane in lanes if (error := lane.exception())]
-            if errors:
-                raise next((error for error in errors if not isinstance(error, _StoppedError)), errors[0])
-            if pending_functions:
+            self._side_by_side(
+                pool.submit(self._build_environments, pending_venvs), pool.submit(self._fetch_all, pending_jars)
+            )
+            if FUNCTIONS in others:
                 self._build_functions()
-        return [*pending_venvs, *(f"{name} jars" for name in pending_jars), *pending_functions]
+            self._side_by_side(*(pool.submit(self._archive_classes, what) for what in others if what in ARCHIVES))
+        return [*pending_venvs, *(f"{name} jars" for name in pending_jars), *others]
+
+    def _side_by_side(self, *lanes: Future[None]) -> None:
+        """Waits for all; the first failure and Ctrl-C stop the others."""
+        try:
+            while not all(lane.done() for lane in lanes):
+                time.sleep(0.05)
+                if any(lane.done() and lane.exception() for lane in lanes):
+                    self._stop_children()
+        except KeyboardInterrupt:
+            self._stop_children()
+            raise
+        errors = [error for lane in lanes if (error := lane.exception())]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, _StoppedError)), errors[0])
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -202,6 +210,35 @@ class Bootstrap:
                     raise BootstrapError(f"{command[0]} failed on streaming/java: {output.strip()}")
             stamp.write_text(wanted)
         shutil.rmtree(classes, ignore_errors=True)
+
+    # Archives of what the JVMs load, which is of these jars at this place.
+
+    def _archive_stamp(self, what: str) -> tuple[Path, str]:
+        name, part = ARCHIVES[what]
+        sources = [(self.root / "infra" / f"{each}.py").read_text() for each in ("class_archives", "spark_session")]
+        _, classes = self._environment_stamp(part) if part in ENVIRONMENTS else self._jars_stamp(part)
+        java = str(Path(shutil.which("java") or "").resolve())
+        return self.jars / name / ".classes-stamp", _hash(RECIPE, str(self.root), java, classes, *sources)
+
+    def _pending_archives(self, rebuilt: set[str]) -> list[str]:
+        return [
+            what
+            for what, (_, part) in ARCHIVES.items()
+            if part in rebuilt or not self._is_current(*self._archive_stamp(what))
+        ]
+
+    def _archive_classes(self, what: str) -> None:
+        stamp, wanted = self._archive_stamp(what)
+        with self._timed(what):
+            python = str(self.venvs / "app" / "bin" / "python")
+            code, output = self._call([python, "-m", "infra.class_archives", ARCHIVES[what][0]])
+            if self.stopping.is_set():
+                raise _StoppedError(f"{what}: stopped")
+            if code:
+                raise BootstrapError(_last_line(output))
+            if output:
+                self.say(f"{what}: {_last_line(output)}")
+            stamp.write_text(wanted)
 
     # All of them.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.bootstrap import ENVIRONMENTS, FUNCTIONS, JARS, JAVA_AT_LEAST, Bootstrap, java_version
+from infra.bootstrap import ARCHIVES, ENVIRONMENTS, FUNCTIONS, JARS, JAVA_AT_LEAST, Bootstrap, java_version
 from infra.processes import port_is_free, port_owner
 from infra.settings import LOOPBACK, PREFIX, ROOT, Settings, jars_dir
 from infra.stack import Stack
@@ -90,7 +90,7 @@ def _version(command: list[str]) -> str | None:
 
 
 def _built() -> Iterator[Finding]:
-    stale_venvs, stale_jars, stale_functions = Bootstrap(ROOT, lambda _: None).pending()
+    stale_venvs, stale_jars, stale_others = Bootstrap(ROOT, lambda _: None).pending()
     for name in ENVIRONMENTS:
         yield _judge(
             f"environment {name}",
@@ -101,8 +101,9 @@ def _built() -> Iterator[Finding]:
     for name in JARS:
         count = len(list(jars_dir(name).glob("*.jar")))
         yield _judge(f"{name} jars", good=name not in stale_jars, found=f"{count} jars", advice="run make setup")
-    said = "not built from these sources" if stale_functions else "built"
-    yield _judge(FUNCTIONS, good=not stale_functions, found=said, advice="run make setup")
+    for what in (FUNCTIONS, *ARCHIVES):
+        said = "not built from these sources" if what in stale_others else "built"
+        yield _judge(what, good=what not in stale_others, found=said, advice="run make setup")
 
 
 def _packages(environment: str) -> Path | None:

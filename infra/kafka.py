@@ -12,6 +12,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_fixed
 from features.erasure import SEGMENT_MS
 from features.names import Topics
 from features.tiles import FAMILIES, TILE_TOPIC_MS
+from infra.jvm import shared_classes
 
 CLUSTER_ID = "MillraceLocalBroker0001"
 PROBE_S = 2.0
@@ -32,6 +33,8 @@ class BrokerConfig:
     port: int
     controller_port: int
     heap_mb: int = 512
+    jvm_args: str = ""
+    """More flags of its JVM."""
 
     @property
     def bootstrap_servers(self) -> str:
@@ -41,7 +44,8 @@ class BrokerConfig:
     @property
     def _java(self) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self.data_dir / 'log4j2.properties'}"
-        return ["java", f"-Xmx{self.heap_mb}m", "-XX:+UseG1GC", logging, "-cp", f"{self.jars_dir}/*"]
+        flags = [f"-Xmx{self.heap_mb}m", "-XX:+UseG1GC", shared_classes("kafka"), *self.jvm_args.split(), logging]
+        return ["java", *flags, "-cp", f"{self.jars_dir}/*"]
 
     @property
     def command(self) -> list[str]:

@@ -23,9 +23,6 @@ sys.modules["__main__"].__dict__.setdefault("__file__", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 JARS = ROOT / ".jars"
-QUICK_START = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
-"""For the JVM of a stream job that lives for a minute: it runs after 16 s instead of 22, at half the processor time."""
-
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -112,11 +109,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a real broker that lives for the session, without topics."""
+    from infra.jvm import QUICK_COMPILER
     from infra.kafka import BrokerConfig, broker_answers, format_broker
 
     data_dir = tmp_path_factory.mktemp("kafka")
     config = BrokerConfig(
-        data_dir=data_dir, jars_dir=JARS / "kafka", port=free_port(), controller_port=free_port(), heap_mb=384
+        data_dir=data_dir,
+        jars_dir=JARS / "kafka",
+        port=free_port(),
+        controller_port=free_port(),
+        heap_mb=384,
+        jvm_args=QUICK_COMPILER,
     )
     format_broker(config)
     with running(config.command, data_dir / "broker.log"):

@@ -13,8 +13,9 @@ from features.backends import Backend, StoreUnavailableError, open_backend
 from features.names import Topics
 from features.repo import FeatureRepo, write_repo
 from infra.accounts import read_accounts
+from infra.jvm import QUICK_COMPILER
 from infra.kafka import BrokerConfig, broker_answers, create_topics, derived_topics, end_offsets, format_broker
-from tests.conftest import JARS, QUICK_START, ROOT, free_port, running, wait_for
+from tests.conftest import JARS, ROOT, free_port, running, wait_for
 from tests.oracles.stream import Record
 
 
@@ -51,6 +52,7 @@ class Chain:
             port=ports["kafka"],
             controller_port=ports["controller"],
             heap_mb=384,
+            jvm_args=QUICK_COMPILER,
         )
         self.topics = Topics(version="tested")
         self.location = f"redis://127.0.0.1:{ports['redis']}/0" if store == "redis" else str(directory / "online.db")
@@ -65,7 +67,7 @@ class Chain:
         writer += ["--feature-repo", str(repo), "--metrics-port", str(ports["writer"]), "--now-ms", str(now_ms)]
         self.parts = {
             "broker": Part(self.broker.command, directory / "broker.log"),
-            "flink": Part(flink, directory / "flink.log", {"JVM_ARGS": QUICK_START}),
+            "flink": Part(flink, directory / "flink.log", {"JVM_ARGS": QUICK_COMPILER}),
             "writer": Part(writer, directory / "writer.log"),
         }
         if store == "redis":

@@ -244,6 +244,7 @@ def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
     assert report["rollback"]["went_to"] is None
 
 
+@pytest.mark.soak
 def test_examples_of_served_slates_have_what_the_ranker_read(
     scenario: tuple[WorldScenario, list[Record]], client: RankingClient
 ) -> None:

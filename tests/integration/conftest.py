@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from infra.jvm import QUICK_COMPILER, shared_classes
 from infra.settings import environment_python
 from infra.spark import jars, submit_environment
-from tests.conftest import QUICK_START
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -25,7 +25,7 @@ SUBMIT_FLAGS = (
     "spark.driver.bindAddress=127.0.0.1",
     # Small data: compiling quickly beats compiling well.
     "--conf",
-    f"spark.driver.extraJavaOptions={QUICK_START} -XX:+UseSerialGC",
+    f"spark.driver.extraJavaOptions={QUICK_COMPILER} -XX:+UseSerialGC {shared_classes('spark')}",
     "--jars",
     jars(),
 )

@@ -91,6 +91,7 @@ def test_each_planted_value_is_found_and_no_right_one_is_blamed(judged: tuple[di
     for entity, name in PLANTED.items():
         worst = found[name]["examples"][0]
         assert (worst["request_id"], worst["served"]) == (entity, 7_777.0)
+        assert "user_id" not in worst, "an erasure does not search reports"
         assert found[name]["worst_difference"] == 7_777.0 - max(worst["recomputed"], worst["recomputed_earlier"])
         assert found[name]["share"] == found[name]["mismatches"] / found[name]["rows"]
     blamed = {example["request_id"] for each in found.values() for example in each["examples"]}

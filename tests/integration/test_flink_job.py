@@ -20,7 +20,8 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from features.events import Event
 from features.names import Topics
 from features.tiles import FAMILIES, TileFamily
-from tests.conftest import JARS, QUICK_START, ROOT, free_port, running, wait_for
+from infra.jvm import QUICK_COMPILER
+from tests.conftest import JARS, ROOT, free_port, running, wait_for
 from tests.oracles import windows
 from tests.oracles.stream import Expected, as_window_events, judge, produce, stream
 
@@ -187,7 +188,7 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
     command += ["--metrics-port", str(metrics_port)]
 
     produce(kafka_broker, topics.events, first)
-    with running(command, log, {"JVM_ARGS": QUICK_START}) as process:
+    with running(command, log, {"JVM_ARGS": QUICK_COMPILER}) as process:
         expected = judge(first)
         outputs.wait_and_compare(expected, process, timeout_s=120)
         assert once(outputs.interactions, "user_id", "event_id"), "no crash, so every interaction once"
@@ -204,7 +205,7 @@ def test_outputs_equal_the_oracle_and_survive_kill_9(
         kill_9(process.pid)
     assert list(checkpoints.glob("*/*/chk-*/_metadata"))
 
-    with running(command, log, {"JVM_ARGS": QUICK_START}) as process:
+    with running(command, log, {"JVM_ARGS": QUICK_COMPILER}) as process:
         produce(kafka_broker, topics.events, third)
         outputs.wait_and_compare(judge(records), process, timeout_s=120)
         jvm = jvm_of(process.pid)

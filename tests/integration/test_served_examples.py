@@ -17,7 +17,7 @@ from batch.lake import TABLES
 from batch.served_examples import MAX_OPEN_MS, Because, Source
 from batch.training_examples import ExampleRun, main, run_examples
 from features.packed import pack
-from features.quarantine import Failure, QuarantineError, replace_failures
+from features.quarantine import Failure, Judgement, QuarantineError, register
 from features.slates import SlateRecord
 from features.specs import WINDOWED_FEATURES, Entity, features_of
 from features.tiles import ITEM_TILES
@@ -203,7 +203,9 @@ def test_the_others_are_recomputed_as_of_their_slate_or_their_own_instant(exampl
 
 def test_the_comparison_finds_what_was_planted(report: dict[str, Any], run: ExampleRun, lake: Path) -> None:
     assert run.comparison is not None
-    full, short = json.loads(run.comparison.read_text()), report["comparison"]
+    text = run.comparison.read_text()
+    full, short = json.loads(text), report["comparison"]
+    assert "user_id" not in text, "an erasure does not search reports"
     assert full["run_ms"] == LAKE_END_MS
     assert {name: full[name] for name in short} == short
     read = {"other_features": 1, "unreadable": 1, "not_scored": 1}
@@ -268,7 +270,7 @@ def test_a_day_of_a_table_from_before_there_were_sources(spark: SparkSession, la
 def test_slates_in_quarantine_stop_the_run(spark: SparkSession, tmp_path: Path) -> None:
     lake = write_lake(tmp_path, EVENTS, [])
     failure = Failure(partition="2025-10-09", expectation="e", column="c", observed="o")
-    replace_failures(lake, "slates", 0, NOON_MS, [failure])
+    register(lake, Judgement(suite="slates", table_version=0, judged_at_ms=NOON_MS, partitions=(), failures=[failure]))
     with pytest.raises(QuarantineError, match=TABLES.slates):
         run_examples(spark, ExampleRun(lake=lake, now_ms=LAKE_END_MS))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra import bootstrap
-from infra.bootstrap import ENVIRONMENTS, FUNCTIONS, JARS, ROOT, Bootstrap, BootstrapError
+from infra.bootstrap import ARCHIVES, ENVIRONMENTS, FUNCTIONS, JARS, ROOT, Bootstrap, BootstrapError
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "infra" / "poms", tmp_path / "infra" / "poms")
     shutil.copytree(ROOT / "streaming" / "java", tmp_path / "streaming" / "java")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("class_archives.py", "spark_session.py"):
+        shutil.copy(ROOT / "infra" / name, tmp_path / "infra")
     return tmp_path
 
 
@@ -30,14 +32,14 @@ def _stamp_all(built: Bootstrap) -> None:
         path, text = built._jars_stamp(name)
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    path, text = built._functions_stamp()
-    path.write_text(text)
+    for path, text in (built._functions_stamp(), *map(built._archive_stamp, ARCHIVES)):
+        path.write_text(text)
 
 
 def test_a_second_run_builds_nothing(checkout: Path) -> None:
     said: list[str] = []
     built = Bootstrap(checkout, said.append)
-    assert built.pending() == (list(ENVIRONMENTS), list(JARS), [FUNCTIONS])
+    assert built.pending() == (list(ENVIRONMENTS), list(JARS), [FUNCTIONS, *ARCHIVES])
     _stamp_all(built)
     assert built.run() == []
     assert said == []
@@ -50,6 +52,9 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
         ("infra/requirements/stream.txt", (["stream"], [], [FUNCTIONS])),
         ("infra/poms/flink/pom.xml", ([], ["flink"], [FUNCTIONS])),
         ("streaming/java/millrace/BitOr.java", ([], [], [FUNCTIONS])),
+        ("infra/requirements/app.txt", (["app"], [], ["class archive of spark"])),
+        ("infra/poms/kafka/pom.xml", ([], ["kafka"], ["class archive of kafka"])),
+        ("infra/spark_session.py", ([], [], list(ARCHIVES))),
     ],
 )
 def test_a_changed_input_is_built_again_and_nothing_else(
