@@ -112,7 +112,8 @@ def publish_rows(rows: DataFrame, root: Path, view: str, event_timestamp_ms: int
     )
     unfinished = root / ".unfinished" / view
     shutil.rmtree(unfinished, ignore_errors=True)
-    stamped.coalesce(1).write.parquet(str(unfinished))
+    # Not `coalesce`, which would have one task do the grouping as well.
+    stamped.repartition(1).write.parquet(str(unfinished))
     part = next(unfinished.glob("*.parquet"))
     target = root / view / f"{utc_date(created_ms)}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
