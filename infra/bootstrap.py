@@ -215,7 +215,7 @@ class Bootstrap:
 
     def _archive_stamp(self, what: str) -> tuple[Path, str]:
         name, part = ARCHIVES[what]
-        sources = [(self.root / "infra" / f"{each}.py").read_text() for each in ("class_archives", "spark_session")]
+        sources = [(self.root / "infra" / f"{each}.py").read_text() for each in ("class_archives", "class_archive_job")]
         _, classes = self._environment_stamp(part) if part in ENVIRONMENTS else self._jars_stamp(part)
         java = str(Path(shutil.which("java") or "").resolve())
         return self.jars / name / ".classes-stamp", _hash(RECIPE, str(self.root), java, classes, *sources)

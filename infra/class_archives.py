@@ -21,7 +21,7 @@ from infra.settings import LOOPBACK, ROOT, jars_dir, load_settings
 from infra.spark import SMALL_JOBS, job_file, submit_command
 
 LIMIT_S = 300.0
-SESSION = ROOT / "infra" / "spark_session.py"
+JOB = ROOT / "infra" / "class_archive_job.py"
 
 
 class ArchiveError(RuntimeError):
@@ -51,8 +51,8 @@ def archive_kafka(noting: Callable[[str], str], work: Path) -> None:
 
 def archive_spark(noting: Callable[[str], str], work: Path) -> None:
     """A driver that does on a few rows what the jobs do."""
-    job = SMALL_JOBS[0]
-    command = [str(SESSION) if word == str(job_file(job)) else word for word in submit_command(load_settings(), job)]
+    small = SMALL_JOBS[0]  # which spends the least on compiling
+    command = [str(JOB) if word == str(job_file(small)) else word for word in submit_command(load_settings(), small)]
     log = work / "spark.log"
     with log.open("wb") as out:
         done = subprocess.run([*map(noting, command), str(work)], stdout=out, stderr=out, timeout=LIMIT_S, check=False)

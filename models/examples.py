@@ -50,6 +50,9 @@ COLUMNS: tuple[str, ...] = (
     *(feature.name for feature in WINDOWED_FEATURES),
     *LABELS,
 )
+READ_AT = "feature_ms"
+"""Column with the instant as of which an example's features are; rows without one, and tables from before there was the
+column, have the impression's own."""
 BATCH_ROWS = 10_000
 MAX_EXAMPLES = 1_000_000
 """The newest examples that a training run reads, which bounds its memory at about 1 GB."""
@@ -95,7 +98,10 @@ def newest(dataset: ds.Dataset, limit: int = MAX_EXAMPLES) -> ds.Dataset:
 def example_batches(dataset: ds.Dataset) -> Iterator[pa.RecordBatch]:
     """The examples in batches of bounded size, read with as little ahead as may be."""
     batches: Iterator[pa.RecordBatch] = dataset.to_batches(
-        columns=list(COLUMNS), batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1
+        columns=[name for name in (*COLUMNS, READ_AT) if name in dataset.schema.names],
+        batch_size=BATCH_ROWS,
+        batch_readahead=1,
+        fragment_readahead=1,
     )
     return (batch for batch in batches if batch.num_rows)
 
@@ -135,16 +141,19 @@ def assemble(batches: Iterable[pa.RecordBatch], rows: int, layout: RankerLayout,
 
 
 def _inputs(batch: pa.RecordBatch, layout: RankerLayout, item_table: ItemTable) -> RankerInputs:
-    time_ms_N = batch.column("t_ms").to_numpy(zero_copy_only=False).astype(np.int64)
+    read_ms = batch.column("t_ms")
+    if READ_AT in batch.schema.names:
+        read_ms = pc.coalesce(batch.column(READ_AT), read_ms)
+    read_ms_N = read_ms.to_numpy(zero_copy_only=False).astype(np.int64)
     position_N = batch.column("position").fill_null(0).to_numpy(zero_copy_only=False)
     item_N = index_in(batch.column("item_id"), item_table.item_ids)
     return RankerInputs(
         user_UF=clean(_matrix(batch, USER_FEATURES, 0.0)),
         device_U=device_codes(layout, batch.column("device").to_pylist()),
-        hour_U=hours(time_ms_N),
-        **history_slots(layout, item_table, _histories(batch, item_table), time_ms_N),
+        hour_U=hours(read_ms_N),
+        **history_slots(layout, item_table, _histories(batch, item_table), read_ms_N),
         candidate_CF=clean(_matrix(batch, CANDIDATE_FEATURES, 0.0)),
-        **item_columns(layout, item_table, item_N, time_ms_N),
+        **item_columns(layout, item_table, item_N, read_ms_N),
         position_C=position_N.astype(np.int32),
     )
 

@@ -18,7 +18,7 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "infra" / "poms", tmp_path / "infra" / "poms")
     shutil.copytree(ROOT / "streaming" / "java", tmp_path / "streaming" / "java")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name in ("class_archives.py", "spark_session.py"):
+    for name in ("class_archives.py", "class_archive_job.py"):
         shutil.copy(ROOT / "infra" / name, tmp_path / "infra")
     return tmp_path
 
@@ -54,7 +54,7 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
         ("streaming/java/millrace/BitOr.java", ([], [], [FUNCTIONS])),
         ("infra/requirements/app.txt", (["app"], [], ["class archive of spark"])),
         ("infra/poms/kafka/pom.xml", ([], ["kafka"], ["class archive of kafka"])),
-        ("infra/spark_session.py", ([], [], list(ARCHIVES))),
+        ("infra/class_archive_job.py", ([], [], list(ARCHIVES))),
     ],
 )
 def test_a_changed_input_is_built_again_and_nothing_else(

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 import torch
 
 from features.events import EventType
+from features.names import MS_PER_HOUR
 from features.specs import Entity, features_of
 from features.user_state import Interaction
-from models.examples import BATCH_ROWS, Examples, assemble
+from models.examples import BATCH_ROWS, Examples, assemble, example_batches
 from models.history import user_history
 from models.item_table import UNKNOWN, ItemTable, train_item_table
 from models.metrics import auc, log_loss
@@ -119,6 +121,24 @@ def test_a_request_is_assembled_as_its_training_example_was(
         for name, array in request.feed().items():
             assert array.dtype == example.feed()[name].dtype, name
             np.testing.assert_array_equal(array, example.feed()[name], err_msg=name)
+
+
+def test_an_example_is_of_the_instant_at_which_its_features_were_read(
+    lake: SyntheticLake, layout: RankerLayout, table: ItemTable
+) -> None:
+    shown_ms = lake.examples["t_ms"].to_numpy()
+    known = np.arange(len(shown_ms)) % 2 == 0
+    read_ms = np.where(known, shown_ms - 2 * MS_PER_HOUR, shown_ms)
+
+    def inputs(examples: pa.Table) -> RankerInputs:
+        return assemble(example_batches(ds.dataset(examples)), examples.num_rows, layout, table).inputs
+
+    got = inputs(lake.examples.append_column("feature_ms", pa.array(read_ms, mask=~known)))
+    column = lake.examples.schema.get_field_index("t_ms")
+    expected = inputs(lake.examples.set_column(column, "t_ms", pa.array(read_ms)))
+    for name, array in expected.feed().items():
+        np.testing.assert_array_equal(got.feed()[name], array, err_msg=name)
+    assert (inputs(lake.examples).hour_U[known] != got.hour_U[known]).all()
 
 
 def test_what_training_did_not_know_is_out_of_vocabulary_and_non_finite_values_never_enter(
