@@ -184,7 +184,7 @@ def spark_job(application: str, *flags: str) -> dict[str, Any]:
         "conn_id": SPARK_CONNECTION,
         "jars": jars(),
         "driver_memory": driver_memory(dag_settings()),
-        "conf": driver_conf(application),
+        "conf": driver_conf(dag_settings(), application),
         "pool": SPARK_POOL,
     }
 

@@ -27,6 +27,7 @@ JARS = ("kafka", "flink", "spark")
 FUNCTIONS = "functions of the stream job"
 ARCHIVES = {"class archive of kafka": ("kafka", "kafka"), "class archive of spark": ("spark", "app")}
 """By what the user reads: the name in `infra/class_archives.py`, and the part that the classes come with."""
+ARCHIVE_SOURCES = ("infra/class_archives.py", "batch/class_archive_job.py")
 PYTHON = (3, 11)
 JAVA_AT_LEAST = 17
 DISK_NEEDED_GB = 10
@@ -215,7 +216,7 @@ class Bootstrap:
 
     def _archive_stamp(self, what: str) -> tuple[Path, str]:
         name, part = ARCHIVES[what]
-        sources = [(self.root / "infra" / f"{each}.py").read_text() for each in ("class_archives", "class_archive_job")]
+        sources = [(self.root / each).read_text() for each in ARCHIVE_SOURCES]
         _, classes = self._environment_stamp(part) if part in ENVIRONMENTS else self._jars_stamp(part)
         java = str(Path(shutil.which("java") or "").resolve())
         return self.jars / name / ".classes-stamp", _hash(RECIPE, str(self.root), java, classes, *sources)

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from features.names import Topics
-from infra.jvm import shared_classes
+from infra.jvm import QUICK_COMPILER, shared_classes
 from infra.kafka import BrokerConfig, broker_answers, create_topics, format_broker
 from infra.processes import free_ports, wait_until
-from infra.settings import LOOPBACK, ROOT, jars_dir, load_settings
-from infra.spark import SMALL_JOBS, job_file, submit_command
+from infra.settings import LOOPBACK, jars_dir, load_settings
+from infra.spark import submit_command
 
 LIMIT_S = 300.0
-JOB = ROOT / "infra" / "class_archive_job.py"
 
 
 class ArchiveError(RuntimeError):
@@ -51,11 +50,10 @@ def archive_kafka(noting: Callable[[str], str], work: Path) -> None:
 
 def archive_spark(noting: Callable[[str], str], work: Path) -> None:
     """A driver that does on a few rows what the jobs do."""
-    small = SMALL_JOBS[0]  # which spends the least on compiling
-    command = [str(JOB) if word == str(job_file(small)) else word for word in submit_command(load_settings(), small)]
+    command = submit_command(load_settings(spark_jvm_args=QUICK_COMPILER), "class_archive_job", str(work))
     log = work / "spark.log"
     with log.open("wb") as out:
-        done = subprocess.run([*map(noting, command), str(work)], stdout=out, stderr=out, timeout=LIMIT_S, check=False)
+        done = subprocess.run([*map(noting, command)], stdout=out, stderr=out, timeout=LIMIT_S, check=False)
     if done.returncode:
         raise ArchiveError(f"Spark ended with status {done.returncode}; {_last_words(log)}")
 

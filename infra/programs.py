@@ -105,6 +105,7 @@ def broker_config(settings: Settings) -> BrokerConfig:
         port=settings.kafka_port,
         controller_port=settings.kafka_controller_port,
         heap_mb=settings.kafka_heap_mb,
+        jvm_args=settings.kafka_jvm_args,
     )
 
 

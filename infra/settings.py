@@ -98,10 +98,14 @@ class Settings(BaseSettings):
     """Its PEM key."""
 
     kafka_heap_mb: int = Field(default=512, ge=256)
+    kafka_jvm_args: str = ""
+    """More flags for the broker's JVM, by spaces."""
     flink_heap_mb: int = Field(default=1_024, ge=512)
     flink_jvm_args: str = ""
     """More flags for the JVM of the stream job, by spaces."""
     spark_driver_mb: int = Field(default=1_024, ge=512)
+    spark_jvm_args: str = ""
+    """More flags for the JVM of a Spark driver, by spaces."""
     spark_master: str = "local[2]"
     """Where spark-submit sends the jobs, as Spark's `--master` reads it."""
     flink_parallelism: int = Field(default=2, ge=1, le=64)

@@ -16,6 +16,7 @@ import pytest
 
 from features import specs
 from features.names import Topics
+from infra.jvm import QUICK_COMPILER
 
 # PySpark takes a process whose main module has no file, as a test process of pytest-xdist, for a run of its doctests
 # and ends it.
@@ -23,6 +24,8 @@ sys.modules["__main__"].__dict__.setdefault("__file__", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 JARS = ROOT / ".jars"
+QUICK_JVMS = {f"{name}_jvm_args": QUICK_COMPILER for name in ("kafka", "flink", "spark")}
+"""Settings of a stack that lives for minutes."""
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -109,7 +112,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Bootstrap servers of a real broker that lives for the session, without topics."""
-    from infra.jvm import QUICK_COMPILER
     from infra.kafka import BrokerConfig, broker_answers, format_broker
 
     data_dir = tmp_path_factory.mktemp("kafka")

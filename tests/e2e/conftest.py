@@ -11,10 +11,10 @@ from infra.demo.options import DemoOptions
 from infra.demo.phases import Phases
 from infra.demo.report import Report
 from infra.demo.world_scenario import WorldScenario
-from infra.jvm import QUICK_COMPILER
 from infra.settings import load_settings
 from infra.stack import Stack
 from streaming.records import Record
+from tests.conftest import QUICK_JVMS
 
 OPTIONS = DemoOptions(users=400, items=600, seed=11)
 
@@ -29,7 +29,7 @@ def scenario(
         var_dir=tmp_path_factory.mktemp("e2e") / "stack",
         port_base=free_port_base,
         seed=OPTIONS.seed,
-        flink_jvm_args=QUICK_COMPILER,
+        **QUICK_JVMS,
     )
     with Stack(settings) as stack:
         chain = Chain.start(stack, Phases(console=Console()))

@@ -28,7 +28,6 @@ from features.tile_rows import TileRow
 from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily
 from infra import stack as stack_module
 from infra.accounts import read_accounts
-from infra.jvm import QUICK_COMPILER
 from infra.kafka import derived_topics
 from infra.programs import topics
 from infra.settings import ROOT, Settings, load_settings
@@ -36,7 +35,7 @@ from infra.stack import Stack
 from infra.streams import saved_streams
 from streaming.producer import Producer
 from streaming.records import record_of
-from tests.conftest import wait_for
+from tests.conftest import QUICK_JVMS, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 HASH = specs.version()
@@ -234,7 +233,7 @@ def stack(free_port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iter
         var_dir=tmp_path_factory.mktemp("reprocess") / "var",
         port_base=free_port_base,
         kafka_heap_mb=256,
-        flink_jvm_args=QUICK_COMPILER,
+        **QUICK_JVMS,
     )
     with Stack(settings) as running:
         running.start(lambda _: None, PROGRAMS)
@@ -403,7 +402,7 @@ def test_a_changed_definition_is_built_under_its_own_hash(
         var_dir=tmp_path / "var",
         port_base=stack.settings.port_base,
         kafka_heap_mb=256,
-        flink_jvm_args=QUICK_COMPILER,
+        **QUICK_JVMS,
     )
     with Stack(settings) as other:
         monkeypatch.setattr(stack_module, "version_to_run", lambda _: "0ddba11")

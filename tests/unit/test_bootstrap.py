@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra import bootstrap
-from infra.bootstrap import ARCHIVES, ENVIRONMENTS, FUNCTIONS, JARS, ROOT, Bootstrap, BootstrapError
+from infra.bootstrap import ARCHIVE_SOURCES, ARCHIVES, ENVIRONMENTS, FUNCTIONS, JARS, ROOT, Bootstrap, BootstrapError
 
 
 @pytest.fixture
@@ -18,8 +18,9 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "infra" / "poms", tmp_path / "infra" / "poms")
     shutil.copytree(ROOT / "streaming" / "java", tmp_path / "streaming" / "java")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name in ("class_archives.py", "class_archive_job.py"):
-        shutil.copy(ROOT / "infra" / name, tmp_path / "infra")
+    (tmp_path / "batch").mkdir()
+    for name in ARCHIVE_SOURCES:
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
@@ -54,7 +55,7 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
         ("streaming/java/millrace/BitOr.java", ([], [], [FUNCTIONS])),
         ("infra/requirements/app.txt", (["app"], [], ["class archive of spark"])),
         ("infra/poms/kafka/pom.xml", ([], ["kafka"], ["class archive of kafka"])),
-        ("infra/class_archive_job.py", ([], [], list(ARCHIVES))),
+        ("batch/class_archive_job.py", ([], [], list(ARCHIVES))),
     ],
 )
 def test_a_changed_input_is_built_again_and_nothing_else(
