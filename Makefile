@@ -4,7 +4,9 @@ APP := .venv/app/bin
 ROOMS := features streaming batch models serving infra dags
 PYTEST := $(APP)/python -m pytest
 # A file's tests stay together, since they share what its fixtures started; the longest files come first.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# A third of them at a time fills the pauses of the others, where there is memory for it.
+FILES_AT_A_TIME := $(or $(shell awk '/MemAvailable/ { print ($$2 > 12000000) ? 3 : 2 }' /proc/meminfo 2>/dev/null),2)
+PARALLEL := -n $(FILES_AT_A_TIME) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status logs doctor lint test-unit test soak bench proto lock
@@ -42,7 +44,7 @@ lint: setup ## ruff, formatting and strict types
 test-unit: setup ## tests without a JVM: about two minutes on 2 cores
 	@$(PYTEST) tests/unit tests/test_tidy.py -q -m "not soak" $(PARALLEL)
 
-test: setup ## every test but the soak ones, on real parts, two files at a time
+test: setup ## every test but the soak ones, on real parts, two or three files at a time
 	@$(PYTEST) tests -q -m "not soak" $(PARALLEL)
 
 soak: setup ## what takes more than a minute or two

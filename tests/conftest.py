@@ -59,12 +59,12 @@ def free_port() -> int:
 def free_port_base(worker_id: str) -> int:
     """A number for MILLRACE_PORT_BASE above which nothing listens, below the ports that the system hands out.
 
-    Test processes that run side by side draw from the even or the odd hundreds, so never the same.
+    Up to four test processes that run side by side draw from hundreds of their own, so never the same.
     """
     from infra.processes import port_is_free
 
-    first = 20_000 + 100 * (int(worker_id.removeprefix("gw")) % 2 if worker_id != "master" else 0)
-    for base in random.sample(range(first, 32_000, 200), k=60):
+    first = 20_000 + 100 * (int(worker_id.removeprefix("gw")) % 4 if worker_id != "master" else 0)
+    for base in random.sample(range(first, 32_000, 400), k=30):
         if all(port_is_free("127.0.0.1", base + offset) for offset in range(100)):
             return base
     pytest.fail("no 100 free ports in a row between 20000 and 32000")
