@@ -56,8 +56,12 @@ def _ours(pid: int) -> float:
 
 def test_each_worker_stays_on_a_core_of_its_own(service: Service) -> None:
     cores = sorted(os.sched_getaffinity(0))
-    of_workers = sorted(psutil.Process(pid).cpu_affinity() for pid in _pids(service, "worker"))
-    assert of_workers == sorted([cores[worker % len(cores)]] for worker in range(2))
+    wanted = sorted([cores[worker % len(cores)]] for worker in range(2))
+
+    def of_workers() -> list[list[int]]:
+        return sorted(psutil.Process(pid).cpu_affinity() for pid in _pids(service, "worker"))
+
+    wait_for(lambda: of_workers() == wanted, "both workers, the second of which may still be starting")
     (keeper,) = _pids(service, "keeper")
     assert psutil.Process(keeper).cpu_affinity() == cores
 

@@ -9,6 +9,7 @@ from infra.cli import app
 from infra.settings import PREFIX, ROOT, Settings
 
 README = (ROOT / "README.md").read_text()
+BENCHMARKS = {f"bench-{file.stem.removeprefix('bench_')}" for file in (ROOT / "tests" / "bench").glob("bench_*.py")}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -29,7 +30,7 @@ COMMANDS = commands(app)
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z-]+)", README)) - {"bench-"}))
 def test_each_make_target_exists(target: str) -> None:
-    assert target in TARGETS
+    assert target in TARGETS | BENCHMARKS
 
 
 def test_each_command_of_the_table_exists() -> None:
