@@ -14,6 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from features.clock import wall_clock_ms
+from infra.airflow import USER, passwords_path
 from infra.commands import (
     CommandError,
     callers,
@@ -81,7 +82,8 @@ def up(
     stack = Stack(settings)
     stack.start(say, programs or None)
     flink_url = stack.streams()[0].settings(settings).flink_url
-    say(f"the stack runs; Airflow: {settings.airflow_url}, Flink: {flink_url}, gRPC: {settings.grpc_address}")
+    airflow = f"{settings.airflow_url} (user {USER}, password in {passwords_path(settings)})"
+    say(f"the stack runs; gRPC: {settings.grpc_address}, Flink: {flink_url}, Airflow: {airflow}")
 
 
 @app.command()
