@@ -1,6 +1,7 @@
 """Processes of this machine: who holds a port, what belongs to a stack, how much memory it takes, and ending it."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -50,10 +51,23 @@ def port_owner(port: int) -> str:
 
 
 def owned_by(owner: Path) -> list[psutil.Process]:
-    """Every live process that was started under the supervisor with this configuration, orphans included."""
+    """Every live process that was started under the supervisor with this configuration, orphans included.
+
+    They bear its mark, or are in the session of one that does and leads it: a process that gives itself a title, as
+    Airflow's do, writes over its environment.
+    """
     # Of another user's process psutil says None.
-    processes = psutil.process_iter(["environ"])
-    return [process for process in processes if (process.info["environ"] or {}).get(OWNER_VARIABLE) == str(owner)]
+    processes = list(psutil.process_iter(["environ"]))
+    marked = {p.pid for p in processes if (p.info["environ"] or {}).get(OWNER_VARIABLE) == str(owner)}
+    return [process for process in processes if process.pid in marked or _session(process.pid) in marked]
+
+
+def _session(pid: int) -> int:
+    """The process that leads its session; 0 where it has ended meanwhile."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def with_descendants(roots: Iterable[psutil.Process]) -> list[psutil.Process]:

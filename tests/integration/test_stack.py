@@ -158,6 +158,20 @@ def test_orphans_of_a_killed_supervisord_are_found(stack: Stack, monkeypatch: py
     assert not psutil.pid_exists(sleeper)
 
 
+def test_orphans_that_bear_no_mark_are_found(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what a killed scheduler of Airflow leaves behind."""
+    script = "env -i sleep 601 & exec sleep 600"
+    _use(monkeypatch, Step(name="sleeper", program=_shell("sleeper", script), ready=lambda _: True))
+    stack.start(lambda _: None)
+    sleeper = psutil.Process(stack.status()[0].pid)
+    assert wait_until(lambda: any(child.cmdline() == ["sleep", "601"] for child in sleeper.children()), 10)
+    [child] = sleeper.children()
+    sleeper.kill()
+    assert wait_until(lambda: child.ppid() != sleeper.pid, 10), "it is an orphan"
+    stack.stop()
+    assert not child.is_running()
+
+
 def test_ctrl_c_while_starting_leaves_nothing(settings: Settings) -> None:
     millrace, env = Path(sys.executable).parent / "millrace", {**os.environ, **settings.environment()}
     process = subprocess.Popen(
