@@ -4,7 +4,7 @@ APP := .venv/app/bin
 ROOMS := features streaming batch models serving infra dags
 PYTEST := $(APP)/python -m pytest
 # A file's tests stay together, since they share what its fixtures started; the longest files come first.
-# A third of them at a time fills the pauses of the others, where there is memory for it.
+# A third file at a time fills the pauses of the others, where there is memory for it.
 FILES_AT_A_TIME := $(or $(shell awk '/MemAvailable/ { print ($$2 > 12000000) ? 3 : 2 }' /proc/meminfo 2>/dev/null),2)
 PARALLEL := -n $(FILES_AT_A_TIME) --dist loadfile --no-loadscope-reorder
 

@@ -224,8 +224,8 @@ class Bootstrap:
     def _pending_archives(self, rebuilt: set[str]) -> list[str]:
         return [
             what
-            for what, (_, part) in ARCHIVES.items()
-            if part in rebuilt or not self._is_current(*self._archive_stamp(what))
+            for what, of in ARCHIVES.items()
+            if rebuilt.intersection(of) or not self._is_current(*self._archive_stamp(what))
         ]
 
     def _archive_classes(self, what: str) -> None:

@@ -36,9 +36,10 @@ def archive_kafka(noting: Callable[[str], str], work: Path) -> None:
     format_broker(broker)
     log = work / "broker.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(list(map(noting, broker.command)), stdout=out, stderr=out)
+        process = subprocess.Popen([*map(noting, broker.command)], stdout=out, stderr=out)
     try:
-        if not wait_until(lambda: broker_answers(broker.bootstrap_servers) or process.poll() is not None, LIMIT_S):
+        wait_until(lambda: process.poll() is not None or broker_answers(broker.bootstrap_servers), LIMIT_S)
+        if not broker_answers(broker.bootstrap_servers):
             raise ArchiveError(f"the broker does not answer; {_last_words(log)}")
         create_topics(broker.bootstrap_servers, Topics(version="archive"))
         process.send_signal(signal.SIGTERM)
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.class_archives", description=__doc__)
     parser.add_argument("name", choices=sorted(ARCHIVED))
     name = parser.parse_args(arguments).name
+    # As the set-up stops it: what it has started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if not make(name):
             sys.stdout.write(f"this Java makes no class archive of {name}; it starts more slowly without.\n")

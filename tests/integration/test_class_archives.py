@@ -1,6 +1,7 @@
 """The archives that the set-up has made are what the stack's broker and Spark's drivers take their classes from."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,7 @@ def spark_driver(_: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "command"), [("kafka", broker_tool), ("spark", spark_driver)])
-def test_classes_come_from_the_archive(name: str, command: object, tmp_path: Path) -> None:
-    assert callable(command)
+def test_classes_come_from_the_archive(name: str, command: Callable[[Path], list[str]], tmp_path: Path) -> None:
     log, flag = tmp_path / "loaded", shared_classes(name)
     words = [word.replace(flag, f"{flag} -Xlog:class+load:file={log}") for word in command(tmp_path)]
     # A flag of its own stands alone; Spark's are words of one argument.

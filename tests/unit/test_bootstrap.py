@@ -54,6 +54,7 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
         ("infra/poms/flink/pom.xml", ([], ["flink"], [FUNCTIONS])),
         ("streaming/java/millrace/BitOr.java", ([], [], [FUNCTIONS])),
         ("infra/requirements/app.txt", (["app"], [], ["class archive of spark"])),
+        ("infra/poms/spark/pom.xml", ([], ["spark"], ["class archive of spark"])),
         ("infra/poms/kafka/pom.xml", ([], ["kafka"], ["class archive of kafka"])),
         ("batch/class_archive_job.py", ([], [], list(ARCHIVES))),
     ],
