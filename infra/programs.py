@@ -232,9 +232,15 @@ def _airflow_prepare(context: Context) -> None:
         stamp.write_text(version)
 
 
-def _airflow(name: str, *arguments: str) -> Callable[[Settings], Program]:
+BATCH_NICENESS = 19
+"""The scheduler's own, and so that of every job that it starts: batch work gives way to the stream job, which gives way
+to the writer and to the service (`streaming.flink_gateway.NICENESS`)."""
+
+
+def _airflow(name: str, *arguments: str, niceness: int = 0) -> Callable[[Settings], Program]:
     def program(settings: Settings) -> Program:
-        command = [str(environment_python("airflow")), "-m", "airflow", *arguments]
+        nice = ["nice", "-n", str(niceness)] if niceness else []
+        command = [*nice, str(environment_python("airflow")), "-m", "airflow", *arguments]
         environment = airflow_environment(settings)
         return Program(name=name, command=command, environment=environment, directory=ROOT, stop_wait_s=8)
 
@@ -340,7 +346,7 @@ _AIRFLOW_AND_SERVING = (
         name="airflow-scheduler",
         after=("airflow-setup",),
         # The API server reads the task logs from the disk that it shares with the scheduler.
-        program=_airflow("airflow-scheduler", "scheduler", "--skip-serve-logs"),
+        program=_airflow("airflow-scheduler", "scheduler", "--skip-serve-logs", niceness=BATCH_NICENESS),
         ready=_airflow_health("scheduler"),
         group="airflow",
     ),

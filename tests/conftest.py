@@ -93,7 +93,7 @@ def running(command: list[str], log: Path, env: dict[str, str] | None = None) ->
 
 def _start(command: list[str], out: IO[bytes], env: dict[str, str] | None) -> subprocess.Popen[bytes]:
     full = {**os.environ, **(env or {})}
-    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=full, start_new_session=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=full, process_group=0)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
