@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -138,16 +138,16 @@ class MillraceOnlineStore(OnlineStore):
         entity = _ENTITIES.get(table.name)
         if entity is None:
             return self._read_documents(config, table, entity_keys, requested_features)
-        features = features_of(entity)
-        asked = [
-            f for f, feature in enumerate(features) if not requested_features or feature.name in requested_features
-        ]
+        features = [f for f in features_of(entity) if not requested_features or f.name in requested_features]
         keys = [_key_values(key, KEY_FIELDS[entity]) for key in entity_keys]
-        read = self._read_entity(config, entity, keys)
+        read = self._read_entity(config, entity, keys, tuple(feature.name for feature in features))
         return [
             (
                 _from_ms(int(newest_ms)) if newest_ms else None,
-                {features[f].name: _windowed_value(features[f], values_F[f]) for f in asked},
+                {
+                    feature.name: _windowed_value(feature, value)
+                    for feature, value in zip(features, values_F, strict=True)
+                },
             )
             for values_F, newest_ms in zip(read.values_GF, read.newest_event_ms_G, strict=True)
         ]
@@ -176,11 +176,12 @@ class MillraceOnlineStore(OnlineStore):
                     include_feature_view_version_metadata,
                 )
                 continue
-            read = self._read_entity(config, _ENTITIES[table.name], keys)
+            entity, names = _ENTITIES[table.name], tuple(requested)
+            read = self._read_entity(config, entity, keys, names)
             view = table.projection.name_to_use()  # type: ignore[no-untyped-call]
             prefix = f"{view}__" if full_feature_names else ""
             online_features_response.metadata.feature_names.val.extend([f"{prefix}{name}" for name in requested])
-            _add_columns(online_features_response, _columns_of(_ENTITIES[table.name], tuple(requested)), read)
+            _add_columns(online_features_response, _columns_of(entity, names), read)
             track_feature_statuses(table.name, len(requested) * len(keys), 0)
 
     async def _read_features_per_fv_async(self, *arguments: Any) -> None:
@@ -199,9 +200,11 @@ class MillraceOnlineStore(OnlineStore):
                 types |= OnlineStore._build_feature_types([(table, requested)])
         return types
 
-    def _read_entity(self, config: RepoConfig, entity: Entity, keys: Sequence[tuple[str, ...]]) -> EntityValues:
+    def _read_entity(
+        self, config: RepoConfig, entity: Entity, keys: Sequence[tuple[str, ...]], names: tuple[str, ...]
+    ) -> EntityValues:
         instant_ms = config.online_store.instant_ms
-        return self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms)
+        return self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms, names)
 
     async def online_read_async(
         self,
@@ -284,7 +287,7 @@ def _types_of(entity: Entity, view: str, names: tuple[str, ...]) -> dict[str, Va
 
 
 class _Columns(NamedTuple):
-    """Which of an entity's F features are asked for, in which order, by the type of their values."""
+    """The places of the F features that were asked for, by the type of their values."""
 
     integers: npt.NDArray[np.intp]
     floats: npt.NDArray[np.intp]
@@ -294,22 +297,24 @@ class _Columns(NamedTuple):
 
 @cache
 def _columns_of(entity: Entity, names: tuple[str, ...]) -> _Columns:
-    features = {feature.name: (f, feature.is_integer) for f, feature in enumerate(features_of(entity))}
-    integers, floats = ([n for n, name in enumerate(names) if features[name][1] is kind] for kind in (True, False))
-    places = np.array([features[name][0] for name in names], dtype=np.intp)
-    return _Columns(places[integers], places[floats], np.argsort([*integers, *floats]))
+    is_integer = {feature.name: feature.is_integer for feature in features_of(entity)}
+    integers, floats = (np.flatnonzero([is_integer[name] is kind for name in names]) for kind in (True, False))
+    return _Columns(integers, floats, np.argsort([*integers, *floats]))
 
 
 def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: EntityValues) -> None:
     """Adds one vector a column with the G values read.
 
-    A vector is joined from bytes and parsed at once: a tenth of the time that G messages take to be made one by one.
+    The vectors are joined from bytes and parsed at once: a tenth of the time that G messages take one by one.
     """
     shared = _encode_statuses(len(read.newest_event_ms_G)) + _encode_stamps(read.newest_event_ms_G).tobytes()
     values_FG = read.values_GF.T
     encoded = [*_encode_int64s(values_FG[columns.integers]), *_encode_float64s(values_FG[columns.floats])]
+    vectors = []
     for place in columns.order.tolist():
-        response.results.add().MergeFromString(encoded[place].tobytes() + shared)
+        values = encoded[place].tobytes()
+        vectors += [_RESULTS_TAG, _varint(len(values) + len(shared)), values, shared]
+    response.MergeFromString(b"".join(vectors))
 
 
 _NANOS_PER_MS = 1_000_000
@@ -320,10 +325,12 @@ _FLOAT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["double_val"].number
 _SECONDS_FIELD, _NANOS_FIELD = (Timestamp.DESCRIPTOR.fields_by_name[name].number for name in ("seconds", "nanos"))
 # Protobuf's wire types (https://protobuf.dev/programming-guides/encoding/); all of these tags are below 128.
 _VARINT, _I64, _LEN = 0, 1, 2
+_RESULTS_TAG = bytes([GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number << 3 | _LEN])
 _SECONDS_BYTES, _NANOS_BYTES = 6, 5
 """Seven bits each: enough for the seconds of any event time, and for the nanoseconds of a second."""
 
 
+@lru_cache(maxsize=64)
 def _encode_statuses(count: int) -> bytes:
     """`repeated FieldStatus statuses`, all present."""
     return GetOnlineFeaturesResponse.FeatureVector(statuses=[FieldStatus.PRESENT] * count).SerializeToString()
@@ -337,6 +344,16 @@ def _encode_stamps(time_ms_G: Int64s) -> npt.NDArray[np.uint8]:
     wire_GB[:, 3 + _SECONDS_BYTES] = _NANOS_FIELD << 3 | _VARINT
     wire_GB[:, 4 + _SECONDS_BYTES :] = _varints(time_ms_G % MS_PER_SECOND * _NANOS_PER_MS, _NANOS_BYTES)
     return wire_GB
+
+
+def _varint(number: int) -> bytes:
+    """A number from 0 as a varint in its shortest form."""
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
 
 
 def _varints(values: Int64s, size: int) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@ Shapes: G entities, F features of an entity in the order of `features.specs.feat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -76,7 +77,6 @@ class Backend(ABC):
         user = (*features_of(Entity.USER), *features_of(Entity.USER_CATEGORY))
         self._user = Finaliser(user, USER_CATEGORY_TILES.columns)
         """Both entities in one pass: the user's windows are the categories' merged."""
-        self._finalisers = {entity: Finaliser(features_of(entity), family_of(entity).columns) for entity in Entity}
         self._user_features = len(features_of(Entity.USER))
         self._empty_category_F = self._user.empty()[self._user_features :]
         self._erased: Mapping[str, int] = {}
@@ -178,9 +178,14 @@ class Backend(ABC):
             newest_event_ms=newest_ms or None,
         )
 
-    def read_entity(self, entity: Entity, keys: Sequence[tuple[str, ...]], instant_ms: int) -> EntityValues:
-        """The windows of G entities at the instant, `keys` in the order of `features.specs.KEY_FIELDS`."""
-        family, finaliser = family_of(entity), self._finalisers[entity]
+    def read_entity(
+        self, entity: Entity, keys: Sequence[tuple[str, ...]], instant_ms: int, names: tuple[str, ...] | None = None
+    ) -> EntityValues:
+        """The windows of G entities at the instant, `keys` in the order of `features.specs.KEY_FIELDS`.
+
+        `names` are the features that are wanted, in their order; all of the entity's by default.
+        """
+        family, finaliser = family_of(entity), _finaliser(entity, names)
         stored = self._entity_tiles(entity, list(dict.fromkeys(keys)))
         places = [family.key_fields.index(field) for field in KEY_FIELDS[entity]]
         group_of = {key: group for group, key in enumerate(dict.fromkeys(keys))}
@@ -294,6 +299,14 @@ class Backend(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@cache
+def _finaliser(entity: Entity, names: tuple[str, ...] | None) -> Finaliser:
+    """Of these features of the entity; of all for None. A window that none of them needs is not merged."""
+    features = {feature.name: feature for feature in features_of(entity)}
+    wanted = features if names is None else names
+    return Finaliser([features[name] for name in wanted], family_of(entity).columns)
 
 
 def _is_of(document: Document, erased: Mapping[str, int]) -> bool:
