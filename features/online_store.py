@@ -29,7 +29,7 @@ from feast.repo_config import FeastConfigBaseModel
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from features.algebra import Float64s, Int64s
-from features.backends import Backend, Document, EntityValues, open_backend
+from features.backends import Asked, Backend, Document, EntityValues, open_backend
 from features.clock import wall_clock_ms
 from features.daily import ACTIVITY_VIEWS
 from features.names import MS_PER_SECOND
@@ -140,7 +140,7 @@ class MillraceOnlineStore(OnlineStore):
             return self._read_documents(config, table, entity_keys, requested_features)
         features = [f for f in features_of(entity) if not requested_features or f.name in requested_features]
         keys = [_key_values(key, KEY_FIELDS[entity]) for key in entity_keys]
-        read = self._read_entity(config, entity, keys, tuple(feature.name for feature in features))
+        read = next(self._read_entities(config, [Asked(entity, keys, tuple(feature.name for feature in features))]))
         return [
             (
                 _from_ms(int(newest_ms)) if newest_ms else None,
@@ -163,9 +163,19 @@ class MillraceOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool,
     ) -> None:
         """Feast's step between keys and response. Activity views are answered in whole columns, not value by value."""
-        for table, requested in grouped_refs:
-            keys = _asked_keys(table, join_key_values, entity_name_to_join_key_map)
-            if keys is None or include_feature_view_version_metadata:
+        keys_of = [_asked_keys(table, join_key_values, entity_name_to_join_key_map) for table, _ in grouped_refs]
+        if include_feature_view_version_metadata:
+            keys_of = [None] * len(grouped_refs)
+        reads = self._read_entities(
+            config,
+            [
+                Asked(_ENTITIES[table.name], keys, tuple(requested))
+                for (table, requested), keys in zip(grouped_refs, keys_of, strict=True)
+                if keys is not None
+            ],
+        )
+        for (table, requested), keys in zip(grouped_refs, keys_of, strict=True):
+            if keys is None:
                 super()._read_features_per_fv(
                     config,
                     [(table, requested)],
@@ -176,12 +186,11 @@ class MillraceOnlineStore(OnlineStore):
                     include_feature_view_version_metadata,
                 )
                 continue
-            entity, names = _ENTITIES[table.name], tuple(requested)
-            read = self._read_entity(config, entity, keys, names)
             view = table.projection.name_to_use()  # type: ignore[no-untyped-call]
             prefix = f"{view}__" if full_feature_names else ""
             online_features_response.metadata.feature_names.val.extend([f"{prefix}{name}" for name in requested])
-            _add_columns(online_features_response, _columns_of(entity, names), read)
+            columns = _columns_of(_ENTITIES[table.name], tuple(requested))
+            _add_columns(online_features_response, columns, next(reads))
             track_feature_statuses(table.name, len(requested) * len(keys), 0)
 
     async def _read_features_per_fv_async(self, *arguments: Any) -> None:
@@ -200,11 +209,9 @@ class MillraceOnlineStore(OnlineStore):
                 types |= OnlineStore._build_feature_types([(table, requested)])
         return types
 
-    def _read_entity(
-        self, config: RepoConfig, entity: Entity, keys: Sequence[tuple[str, ...]], names: tuple[str, ...]
-    ) -> EntityValues:
+    def _read_entities(self, config: RepoConfig, asked: Sequence[Asked]) -> Iterator[EntityValues]:
         instant_ms = config.online_store.instant_ms
-        return self.backend(config).read_entity(entity, keys, _clock_ms() if instant_ms is None else instant_ms, names)
+        return iter(self.backend(config).read_entities(asked, _clock_ms() if instant_ms is None else instant_ms))
 
     async def online_read_async(
         self,

@@ -1,8 +1,25 @@
 """Where the online store keeps its rows: SQLite (embedded default) or Redis, behind one interface."""
 
-from features.backends.base import Backend, BackendError, Document, EntityValues, Offsets, StoreUnavailableError
+from features.backends.base import (
+    Asked,
+    Backend,
+    BackendError,
+    Document,
+    EntityValues,
+    Offsets,
+    StoreUnavailableError,
+)
 
-__all__ = ["Backend", "BackendError", "Document", "EntityValues", "Offsets", "StoreUnavailableError", "open_backend"]
+__all__ = [
+    "Asked",
+    "Backend",
+    "BackendError",
+    "Document",
+    "EntityValues",
+    "Offsets",
+    "StoreUnavailableError",
+    "open_backend",
+]
 
 
 def open_backend(location: str, version: str | None = None) -> Backend:

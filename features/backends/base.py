@@ -1,6 +1,7 @@
 """The interface of the online store's backends: storage is theirs, finalising is shared.
 
-Shapes: G entities, F features of an entity in the order of `features.specs.features_of`, T tile rows.
+Shapes: G entities, F features of an entity in the order of `features.specs.features_of`, T tile rows, P parts of them,
+A keys asked for.
 """
 
 from abc import ABC, abstractmethod
@@ -12,13 +13,13 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from features import specs
-from features.algebra import Finaliser, Float64s, Int64s
+from features.algebra import Finaliser, Float64s, Int64s, TileRows
 from features.erasure import digest_of, user_of_document
 from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
 from features.ledger import LedgerRow
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tile_rows import KeyedTiles, PackedTiles, TileBatch, TileRow, family_named, keyed_tiles, unpacked
-from features.tiles import USER_CATEGORY_TILES, TileFamily, family_of
+from features.tiles import FAMILIES, USER_CATEGORY_TILES, TileFamily, family_of
 from features.user_state import Interaction, UserState
 
 Offsets = Mapping[tuple[str, int], int]
@@ -60,6 +61,16 @@ class EntityValues:
     values_GF: Float64s
     newest_event_ms_G: Int64s
     """The newest event in any of its tiles; 0 without tiles."""
+
+
+class Asked(NamedTuple):
+    """Windows of entities of one kind."""
+
+    entity: Entity
+    keys: Sequence[tuple[str, ...]]
+    """In the order of `features.specs.KEY_FIELDS`; may repeat."""
+    names: tuple[str, ...] | None = None
+    """The features that are wanted, in their order; all of the entity's by default."""
 
 
 class Backend(ABC):
@@ -181,24 +192,22 @@ class Backend(ABC):
     def read_entity(
         self, entity: Entity, keys: Sequence[tuple[str, ...]], instant_ms: int, names: tuple[str, ...] | None = None
     ) -> EntityValues:
-        """The windows of G entities at the instant, `keys` in the order of `features.specs.KEY_FIELDS`.
+        """The windows of G entities at the instant: `read_entities` of one kind."""
+        return self.read_entities([Asked(entity, keys, names)], instant_ms)[0]
 
-        `names` are the features that are wanted, in their order; all of the entity's by default.
-        """
-        family, finaliser = family_of(entity), _finaliser(entity, names)
-        stored = self._entity_tiles(entity, list(dict.fromkeys(keys)))
-        places = [family.key_fields.index(field) for field in KEY_FIELDS[entity]]
-        group_of = {key: group for group, key in enumerate(dict.fromkeys(keys))}
-        group_P = [group_of[tuple([part.key[place] for place in places])] for part in stored]
-        rows, newest_T, row_P = unpacked(family, [part.key for part in stored], [part.packed for part in stored])
-        group_T = np.repeat(np.array(group_P, dtype=np.int64), row_P)
-        merged_WGK = finaliser.merge(rows, group_T, len(group_of), instant_ms)
-        newest_G = np.zeros(len(group_of), dtype=np.int64)
-        np.maximum.at(newest_G, group_T, newest_T)
-        asked = np.array([group_of[key] for key in keys], dtype=np.intp)
-        return EntityValues(
-            values_GF=finaliser.finalise(merged_WGK, instant_ms)[asked], newest_event_ms_G=newest_G[asked]
-        )
+    def read_entities(self, asked: Sequence[Asked], instant_ms: int) -> list[EntityValues]:
+        """The windows of several kinds of entities at the instant. Tiles that several of them need are read once."""
+        values: dict[int, EntityValues] = {}
+        for family in FAMILIES:
+            places = [place for place, one in enumerate(asked) if family_of(one.entity) is family]
+            keys_of: dict[Entity, list[tuple[str, ...]]] = {}
+            for place in places:
+                keys_of.setdefault(asked[place].entity, []).extend(asked[place].keys)
+            if places:
+                distinct = {entity: list(dict.fromkeys(keys)) for entity, keys in keys_of.items()}
+                tiles = _Unpacked.of(family, self._entity_tiles(family, distinct))
+                values |= {place: tiles.values(asked[place], instant_ms) for place in places}
+        return [values[place] for place in range(len(asked))]
 
     def read_tile_rows(self, family_name: str, since_ms: int) -> KeyedTiles:
         """All rows of the family that start at `since_ms` or later, for a snapshot.
@@ -214,8 +223,10 @@ class Backend(ABC):
         """Everything stored of the user."""
 
     @abstractmethod
-    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
-        """The tiles of these entities, in any order."""
+    def _entity_tiles(
+        self, family: TileFamily, keys_of: Mapping[Entity, Sequence[tuple[str, ...]]]
+    ) -> list[PackedTiles]:
+        """The family's tiles of these entities, and perhaps of others, in any order, each once."""
 
     @abstractmethod
     def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
@@ -299,6 +310,43 @@ class Backend(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unpacked:
+    """Tile rows of a family in P parts, one a key."""
+
+    family: TileFamily
+    key_P: Sequence[tuple[str, ...]]
+    rows: TileRows
+    newest_T: Int64s
+    row_P: Int64s
+    """How many rows each part has."""
+
+    @classmethod
+    def of(cls, family: TileFamily, parts: Sequence[PackedTiles]) -> Self:
+        key_P = [part.key for part in parts]
+        rows, newest_T, row_P = unpacked(family, key_P, [part.packed for part in parts])
+        return cls(family=family, key_P=key_P, rows=rows, newest_T=newest_T, row_P=row_P)
+
+    def values(self, asked: Asked, instant_ms: int) -> EntityValues:
+        """The windows of the entities that are asked for, from their own rows among these."""
+        places = [self.family.key_fields.index(field) for field in KEY_FIELDS[asked.entity]]
+        group_of = {key: group for group, key in enumerate(dict.fromkeys(asked.keys))}
+        group_P = [group_of.get(tuple([key[place] for place in places]), -1) for key in self.key_P]
+        group_T = np.repeat(np.array(group_P, dtype=np.int64), self.row_P)
+        rows, newest_T = self.rows, self.newest_T
+        if -1 in group_P:
+            own_T = np.flatnonzero(group_T >= 0)
+            rows, newest_T, group_T = rows.reordered(own_T), newest_T[own_T], group_T[own_T]
+        finaliser = _finaliser(asked.entity, asked.names)
+        merged_WGK = finaliser.merge(rows, group_T, len(group_of), instant_ms)
+        newest_G = np.zeros(len(group_of), dtype=np.int64)
+        np.maximum.at(newest_G, group_T, newest_T)
+        group_A = np.array([group_of[key] for key in asked.keys], dtype=np.intp)
+        return EntityValues(
+            values_GF=finaliser.finalise(merged_WGK, instant_ms)[group_A], newest_event_ms_G=newest_G[group_A]
+        )
 
 
 @cache

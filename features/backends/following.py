@@ -6,7 +6,7 @@ and each write is done by one pinned backend, so none mixes two versions.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from features import specs
 from features.backends.base import Backend, Document, Offsets, UserRows
@@ -83,8 +83,10 @@ class FollowingBackend(Backend):
     def _user_rows(self, user_id: str) -> UserRows:
         return self._pinned()._user_rows(user_id)
 
-    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
-        return self._pinned()._entity_tiles(entity, keys)
+    def _entity_tiles(
+        self, family: TileFamily, keys_of: Mapping[Entity, Sequence[tuple[str, ...]]]
+    ) -> list[PackedTiles]:
+        return self._pinned()._entity_tiles(family, keys_of)
 
     def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
         return self._pinned()._family_tiles(family, since_ms)

@@ -41,7 +41,7 @@ from features.keyed_sets import (
 from features.ledger import MASK_BYTES, LedgerRow, Outcome
 from features.specs import KEY_FIELDS, Entity
 from features.tile_rows import PackedTiles, TileBatch, retention_start_ms
-from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily, family_of
+from features.tiles import DAY_TILE_MS, FAMILIES, TileFamily
 from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
 
 CUT_SLACK = 64
@@ -202,20 +202,20 @@ class RedisBackend(Backend):
             ],
         )
 
-    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
-        family = family_of(entity)
-        asked = KEY_FIELDS[entity]
-        firsts = [key[0] for key in keys]
-        if asked[0] != family.key_fields[0]:
-            with self._store_errors():
-                found = self._redis.pipeline(transaction=False)
-                for value in firsts:
-                    found.smembers(f"{self._prefix}keys:{asked[0]}:{value}")
-                firsts = sorted({member.decode() for members in found.execute() for member in members})
-        wanted = set(keys)
-        places = [family.key_fields.index(field) for field in asked]
-        names = (self._tiles_key(family.name, first) for first in dict.fromkeys(firsts))
-        return [row for row in self._hashes(names) if tuple(row.key[place] for place in places) in wanted]
+    def _entity_tiles(
+        self, family: TileFamily, keys_of: Mapping[Entity, Sequence[tuple[str, ...]]]
+    ) -> list[PackedTiles]:
+        firsts: dict[str, None] = {}
+        with self._store_errors():
+            for entity, keys in keys_of.items():
+                field, values = KEY_FIELDS[entity][0], [key[0] for key in keys]
+                if field != family.key_fields[0]:
+                    found = self._redis.pipeline(transaction=False)
+                    for value in values:
+                        found.smembers(f"{self._prefix}keys:{field}:{value}")
+                    values = sorted({member.decode() for members in found.execute() for member in members})
+                firsts |= dict.fromkeys(values)
+        return list(self._hashes(self._tiles_key(family.name, first) for first in firsts))
 
     def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
         with self._store_errors():

