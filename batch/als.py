@@ -1,9 +1,11 @@
 """ALS by Spark MLlib, for what one machine's memory does not hold: the lake's events into factors as Parquet.
 
     spark-submit batch/als.py --lake LAKE --out DIR
+    python -m models.train_candidates --lake LAKE --workspace W --als-factors DIR
 
 The loss is that of `models.als` with the unobserved weight 1, but MLlib scales a row's regularisation by the number of
 its observed pairs alone (the weighted-lambda of Zhou et al., AAIM 2008). `models.als.spark_factors` reads the result.
+Training reports the recall of factors that know nothing of its test part: those made with `--before-ms` at its start.
 """
 
 import argparse
@@ -96,15 +98,27 @@ def _numbers(pairs: DataFrame, name: str, column: str) -> DataFrame:
     return pairs.select(name).distinct().withColumn(column, row_number().over(Window.orderBy(name)))
 
 
-def run_als(spark: SparkSession, lake: Path, out: Path, run: AlsRun) -> dict[str, object]:
-    """Factorises all of the lake's events and puts `out` in place as a whole; says what it is made of."""
-    pairs = interests(read_table(spark, lake, TABLES.silver_events)).persist()
+def run_als(spark: SparkSession, lake: Path, out: Path, run: AlsRun, before_ms: int | None = None) -> dict[str, object]:
+    """Factorises the lake's events, or those before an instant, and puts `out` in place as a whole.
+
+    Returns what it is made of.
+    """
+    events = read_table(spark, lake, TABLES.silver_events)
+    if before_ms is not None:
+        events = events.where(f"event_time_ms < {before_ms}")
+    pairs = interests(events).persist()
     users, items = factorise(pairs, run)
     draft = out.with_name(f"{out.name}.unfinished")
     shutil.rmtree(draft, ignore_errors=True)
     users.write.parquet(str(draft / USER_FACTORS))
     items.write.parquet(str(draft / ITEM_FACTORS))
-    report: dict[str, object] = {"config": asdict(run), "pairs": pairs.count(), "items": items.count()}
+    newest = events.agg({"event_time_ms": "max"}).first()
+    report: dict[str, object] = {
+        "config": asdict(run),
+        "pairs": pairs.count(),
+        "items": items.count(),
+        "newest_event_ms": newest[0] if newest else None,
+    }
     (draft / CONFIG).write_text(json.dumps(report, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     draft.rename(out)
@@ -118,11 +132,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory of the factors, replaced as a whole")
     for name, default in asdict(AlsRun()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--before-ms", type=int, help="leave events from this instant on out (default: none)")
     parser.add_argument("--report", type=Path)
     given = vars(parser.parse_args(arguments))
     lake, out, report = given.pop("lake").resolve(), given.pop("out").resolve(), given.pop("report")
+    before_ms = given.pop("before_ms")
     try:
-        write_report(run_als(open_session("als"), lake, out, AlsRun(**given)), report)
+        write_report(run_als(open_session("als"), lake, out, AlsRun(**given), before_ms), report)
     except AlsInputError as error:
         return fail("als", error)
     return 0

@@ -1,6 +1,7 @@
 """`python -m models.train_candidates`: trains every candidate source from the lake and reports their recall.
 
 Hyper-parameters of ALS are chosen on validation, the report is of test, and what is kept is trained on everything.
+Where one machine does not hold the interactions, `--als-factors` takes the factors that Spark made (`batch/als.py`).
 """
 
 import argparse
@@ -11,6 +12,7 @@ from typing import Any
 
 from features.names import LakeTables
 from models import refusal
+from models.als.spark_factors import SparkFactors, read_factors
 from models.evaluate_sources import evaluate_sources, index_recall, questions
 from models.item_table import ItemTable, train_item_table
 from models.lake import EventLog, read_events, read_items
@@ -49,37 +51,54 @@ def tune(events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: i
     return max(tried, key=lambda pair: pair[0])[1]
 
 
-def evaluate_on_test(events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int) -> dict[str, Any]:
-    """Sources trained on all that is before the test part, asked at its start."""
+def evaluate_on_test(
+    events: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int, given: SparkFactors | None = None
+) -> dict[str, Any]:
+    """Sources trained on all that is before the test part, asked at its start.
+
+    ALS factors that are `given` and know the test part are left out, since their recall would be none.
+    """
     split = time_split(events.time_ms_N)
     instant_ms = split.test_start_ms
     is_test_N = split.test(events.time_ms_N)
     before, after = events.where(~is_test_N), events.where(is_test_N)
-    sources = train_sources(before, item_table, config, seed)
+    sources = train_sources(before, item_table, config, seed, given.source if given else None)
     asked = questions(before, after, item_table, instant_ms, seed)
+    found = index_recall(sources["als"], asked)
+    if given and given.newest_event_ms >= instant_ms:
+        log.warning(
+            "the ALS factors know the test part, so their recall is not reported: for that, "
+            "make others by batch/als.py --before-ms %d",
+            instant_ms,
+        )
+        del sources["als"]
     return {
         "sources": evaluate_sources(sources, asked),
-        "index_recall": index_recall(sources["als"], asked),
+        "index_recall": found,
         "test_users": len(asked),
         "test_start_ms": instant_ms,
         "quotas": DEFAULT_QUOTAS,
     }
 
 
-def train(lake: Path, workspace: Path, seed: int, run_id: str) -> dict[str, Any]:
-    """Runs the whole training and leaves a run of candidates in the workspace; returns its report."""
+def train(lake: Path, workspace: Path, seed: int, run_id: str, als_factors: Path | None = None) -> dict[str, Any]:
+    """Runs the whole training and leaves a run of candidates in the workspace; returns its report.
+
+    `als_factors` is a directory that `batch.als` wrote, in place of an ALS that is tuned and trained here.
+    """
     started = time.monotonic()
     items, items_version = read_items(lake)
     item_table = train_item_table(items)
     events, events_version = read_events(lake, item_table)
     log.info("%d events of %d users, %d items", len(events), len(events.user_ids), len(item_table))
-    config = tune(events, item_table, SourcesConfig(), seed)
-    report = evaluate_on_test(events, item_table, config, seed)
-    sources = train_sources(events, item_table, config, seed)
+    given = read_factors(als_factors, item_table.item_ids) if als_factors else None
+    config = SourcesConfig() if given else tune(events, item_table, SourcesConfig(), seed)
+    report = evaluate_on_test(events, item_table, config, seed, given)
+    sources = train_sources(events, item_table, config, seed, given.source if given else None)
     report |= {
         "run_id": run_id,
         "seed": seed,
-        "config": config.model_dump(),
+        "config": config.model_dump() | ({"als": given.config} if given else {}),
         "events": len(events),
         "items": len(item_table),
         "delta_versions": {LakeTables().items: items_version, LakeTables().silver_events: events_version},
@@ -102,10 +121,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--now-ms", type=int, help="names the run (default: the wall clock)")
     parser.add_argument("--run-id", help="name of the run (default: from the instant)")
+    parser.add_argument("--als-factors", type=Path, help="factors by batch/als.py, in place of training ALS here")
     parser.add_argument("--report", type=Path, help="also write the report there")
     flags = parser.parse_args()
     now_ms = flags.now_ms if flags.now_ms is not None else time.time_ns() // 1_000_000
-    report = train(flags.lake, flags.workspace, flags.seed, flags.run_id or f"{CANDIDATES}-{now_ms}")
+    run_id = flags.run_id or f"{CANDIDATES}-{now_ms}"
+    report = train(flags.lake, flags.workspace, flags.seed, run_id, flags.als_factors)
     if flags.report:
         atomic_json(flags.report, report)
 

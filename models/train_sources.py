@@ -23,9 +23,6 @@ from models.sources.item2item import Item2ItemSource
 from models.sources.popular import PopularSource
 from models.sources.trending import TrendingSource
 
-HNSW_ITEMS = 300_000
-"""Catalogues from this size on are searched approximately. Measured with 64 factors on a busy machine: exact search
-takes 8 ms for 50 thousand items, 13 for 200 thousand, 25 for a million; the index 1 to 1.5 at recall .80 to .86."""
 SIMILARITY_CHUNK = 1_024
 """Items whose similarities are held densely at a time."""
 
@@ -62,11 +59,13 @@ def feedback(log: EventLog, items: int) -> Feedback:
     )
 
 
-def train_sources(log: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int) -> dict[str, Source]:
-    """Every source, trained on the log, which must not be empty."""
+def train_sources(
+    log: EventLog, item_table: ItemTable, config: SourcesConfig, seed: int, als: AlsSource | None = None
+) -> dict[str, Source]:
+    """Every source, trained on the log, which must not be empty; `als` takes the place of training it here."""
     matrix = feedback(log, len(item_table))
     return {
-        "als": train_als(matrix, config.als, seed),
+        "als": als or train_als(matrix, config.als, seed),
         "item2item": train_item2item(matrix, config),
         "popular": train_popular(log, len(item_table), config),
         "trending": TrendingSource(),
@@ -90,7 +89,7 @@ def als_source(factors: Factors, config: AlsConfig) -> AlsSource:
         frequency_exponent=config.frequency_exponent,
         unobserved_weight=config.unobserved_weight,
         frequency_offset=config.unobserved_weight * len(factors.item_ID),
-        hnsw_N=hnsw.build(factors.item_ID) if len(factors.item_ID) >= HNSW_ITEMS else None,
+        hnsw_N=hnsw.build_if_large(factors.item_ID),
     )
 
 

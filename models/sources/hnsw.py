@@ -13,6 +13,15 @@ NEIGHBOURS = 32
 BUILD_WIDTH, SEARCH_WIDTH = 100, 400
 """Candidates kept while linking and while searching: more finds more and takes longer."""
 
+LARGE_ITEMS = 300_000
+"""Catalogues from this size on are searched approximately. Measured with 64 factors on a busy machine: exact search
+takes 8 ms for 50 thousand items, 13 for 200 thousand, 25 for a million; the index 1 to 1.5 at recall .80 to .86."""
+
+
+def build_if_large(factors_ID: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8] | None:
+    """`build` for catalogues that are too large to be searched exactly; None for others."""
+    return build(factors_ID) if len(factors_ID) >= LARGE_ITEMS else None
+
 
 def build(factors_ID: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The index as bytes. One thread, since the order in which items are linked decides the graph."""

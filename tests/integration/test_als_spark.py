@@ -10,7 +10,7 @@ import pytest
 
 from features.events import EventType
 from models.als import AlsConfig, AlsError
-from models.als.spark_factors import read_source
+from models.als.spark_factors import read_factors
 from models.history import TYPE_CODE, collapse
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def test_the_factors_solve_the_loss_that_they_are_served_with(
     run = als.AlsRun(embedding_dim=6, regularization=0.02, alpha=2.5, epochs=5, blocks=2)
     report = als.run_als(spark, tmp_path, tmp_path / "als", run)
     item_ids = tuple(f"i{i:02}" for i in range(ITEMS))
-    source = read_source(tmp_path / "als", (*item_ids, "never"))
+    source = read_factors(tmp_path / "als", (*item_ids, "never")).source
     assert not source.item_factors_ID[-1].any() and source.item_factors_ID[:-1].any(axis=1).all()
     pairs = als.interests(events).toPandas()
     assert report["pairs"] == len(pairs)
@@ -76,9 +76,14 @@ def test_the_factors_solve_the_loss_that_they_are_served_with(
         places = rows.item_id.map(item_ids.index).to_numpy(np.int32)
         folded_D = source.fold_in(places, rows.weight.to_numpy(np.float32))
         np.testing.assert_allclose(folded_D, np.array(users[user]), atol=2e-4)
+    before = als.run_als(spark, tmp_path, tmp_path / "before", run, before_ms=500_000)
+    assert before["newest_event_ms"] < 500_000 < report["newest_event_ms"]
+    assert before["pairs"] < report["pairs"]
     again = als.run_als(spark, tmp_path, tmp_path / "als", run)
     assert again == report == json.loads((tmp_path / "als" / "als.json").read_text())
-    np.testing.assert_allclose(read_source(tmp_path / "als", item_ids).item_factors_ID, source.item_factors_ID[:-1])
+    np.testing.assert_allclose(
+        read_factors(tmp_path / "als", item_ids).source.item_factors_ID, source.item_factors_ID[:-1]
+    )
 
 
 def test_a_checker_board_is_recovered(spark: "SparkSession") -> None:
@@ -103,5 +108,5 @@ def test_what_cannot_be_factorised_is_refused(spark: "SparkSession", events: "Da
     with pytest.raises(AlsInputError, match=r"take alpha above 1\.0"):
         factorise(interests(events), AlsRun(alpha=0.5))
     with pytest.raises(AlsError, match=r"run batch/als.py again"):
-        read_source(tmp_path, ("i",))
+        read_factors(tmp_path, ("i",))
     assert AlsConfig().alpha == AlsRun().alpha

@@ -6,11 +6,17 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models import refusal
+from models import refusal, train_candidates
+from models.item_table import ItemTable
 from models.ranker.optimiser import AdamW
+from models.sources.als import AlsSource
+from models.workspace import CANDIDATES, latest_run
 from tests.conftest import ROOT
 from tests.synthetic_lake import synthetic_lake
 
@@ -124,6 +130,28 @@ def test_reports_name_every_source_and_head(promoted: dict[str, dict]) -> None:
     assert low < click["auc"] < high
     slates = promoted["train_ranker"]["slate_ndcg"]
     assert slates["millrace"] > slates["popularity"]
+
+
+@pytest.mark.parametrize("knows_the_test_part", [False, True])
+def test_factors_made_by_spark_take_the_place_of_als_and_are_judged_by_what_they_do_not_know(
+    promoted: dict[str, dict], paths: dict[str, str], tmp_path: Path, *, knows_the_test_part: bool
+) -> None:
+    ours = latest_run(Path(paths["--workspace"]), CANDIDATES)
+    item_ids = list(ItemTable.from_arrays(dict(np.load(ours / "items.npz", allow_pickle=False))).item_ids)
+    factors_ID = np.load(ours / "sources" / "als.npz", allow_pickle=False)["item_factors_ID"][:, :8]
+    rows = pa.table({"item_id": item_ids, "factors": factors_ID.tolist()})
+    (tmp_path / "als" / "item_factors").mkdir(parents=True)
+    pq.write_table(rows, tmp_path / "als" / "item_factors" / "part.parquet")
+    newest_ms = promoted["train_candidates"]["test_start_ms"] - (0 if knows_the_test_part else 1)
+    config = {"embedding_dim": 8, "alpha": 3.0, "regularization": 0.1}
+    (tmp_path / "als" / "als.json").write_text(json.dumps({"config": config, "newest_event_ms": newest_ms}))
+    report = train_candidates.train(Path(paths["--lake"]), tmp_path / "workspace", 5, "given", tmp_path / "als")
+    assert report["config"]["als"] == config
+    assert ("als" in report["sources"]) is not knows_the_test_part
+    run = latest_run(tmp_path / "workspace", CANDIDATES)
+    kept = AlsSource.from_arrays(dict(np.load(run / "sources" / "als.npz", allow_pickle=False)))
+    np.testing.assert_array_equal(kept.item_factors_ID, factors_ID)
+    assert (kept.alpha, kept.regularization, kept.frequency_exponent) == (3.0, 0.1, 1.0)
 
 
 def test_the_champion_scores_in_the_serving_environment_and_follows_recent_taste(
