@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -286,7 +286,7 @@ def _asked_keys(
     return list(zip(*([value.string_val for value in given[field]] for field in fields), strict=True))
 
 
-@cache
+@lru_cache(maxsize=256)
 def _types_of(entity: Entity, view: str, names: tuple[str, ...]) -> dict[str, ValueType]:
     """Under each name, and under the view's and the name."""
     of = {feature.name: ValueType.INT64 if feature.is_integer else ValueType.DOUBLE for feature in features_of(entity)}
@@ -302,7 +302,7 @@ class _Columns(NamedTuple):
     """For each asked name its place among integers and then floats."""
 
 
-@cache
+@lru_cache(maxsize=256)
 def _columns_of(entity: Entity, names: tuple[str, ...]) -> _Columns:
     is_integer = {feature.name: feature.is_integer for feature in features_of(entity)}
     integers, floats = (np.flatnonzero([is_integer[name] is kind for name in names]) for kind in (True, False))

@@ -7,7 +7,7 @@ A keys asked for.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -349,7 +349,7 @@ class _Unpacked:
         )
 
 
-@cache
+@lru_cache(maxsize=256)  # callers choose the names: their choices must not fill the memory
 def _finaliser(entity: Entity, names: tuple[str, ...] | None) -> Finaliser:
     """Of these features of the entity; of all for None. A window that none of them needs is not merged."""
     features = {feature.name: feature for feature in features_of(entity)}
