@@ -5,7 +5,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +84,11 @@ class Step:
         return name in (self.name, self.group, self.role)
 
 
+def giving_way(command: Sequence[str], niceness: int) -> list[str]:
+    """The command at this niceness above our own, and all that it starts with it; 0 leaves it as it is."""
+    return ["nice", "-n", str(niceness), *command] if niceness else list(command)
+
+
 def last_line(log: Path) -> str:
     """The last line of a log that says something, shortened; words when there is none."""
     try:
@@ -157,7 +162,8 @@ def _flink(stream: Stream, settings: Settings) -> Program:
         "--parallelism": str(settings.flink_parallelism),
     }
     command = _module("stream", "streaming.job", flags)
-    return _python(stream.named("flink"), command, JVM_ARGS=f"-Xmx{settings.flink_heap_mb}m {settings.flink_jvm_args}")
+    jvm_args = f"-Xmx{settings.flink_heap_mb}m {settings.flink_jvm_args}"
+    return _python(stream.named("flink"), giving_way(command, settings.flink_niceness), JVM_ARGS=jvm_args)
 
 
 def _flink_runs(settings: Settings) -> bool:
@@ -232,19 +238,19 @@ def _airflow_prepare(context: Context) -> None:
         stamp.write_text(version)
 
 
-BATCH_NICENESS = 19
-"""The scheduler's own, and so that of every job that it starts: batch work gives way to the stream job, which gives way
-to the writer and to the service (`streaming.flink_gateway.NICENESS`)."""
-
-
-def _airflow(name: str, *arguments: str, niceness: int = 0) -> Callable[[Settings], Program]:
+def _airflow(name: str, *arguments: str) -> Callable[[Settings], Program]:
     def program(settings: Settings) -> Program:
-        nice = ["nice", "-n", str(niceness)] if niceness else []
-        command = [*nice, str(environment_python("airflow")), "-m", "airflow", *arguments]
+        command = [str(environment_python("airflow")), "-m", "airflow", *arguments]
         environment = airflow_environment(settings)
         return Program(name=name, command=command, environment=environment, directory=ROOT, stop_wait_s=8)
 
     return program
+
+
+def _scheduler(settings: Settings) -> Program:
+    # The API server reads the task logs from the disk that it shares with the scheduler.
+    program = _airflow("airflow-scheduler", "scheduler", "--skip-serve-logs")(settings)
+    return replace(program, command=giving_way(program.command, settings.airflow_niceness))
 
 
 def _airflow_pool(context: Context) -> None:
@@ -345,8 +351,7 @@ _AIRFLOW_AND_SERVING = (
     Step(
         name="airflow-scheduler",
         after=("airflow-setup",),
-        # The API server reads the task logs from the disk that it shares with the scheduler.
-        program=_airflow("airflow-scheduler", "scheduler", "--skip-serve-logs", niceness=BATCH_NICENESS),
+        program=_scheduler,
         ready=_airflow_health("scheduler"),
         group="airflow",
     ),

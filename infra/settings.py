@@ -103,6 +103,11 @@ class Settings(BaseSettings):
     flink_heap_mb: int = Field(default=1_024, ge=512)
     flink_jvm_args: str = ""
     """More flags for the JVM of the stream job, by spaces."""
+    flink_niceness: int = Field(default=15, ge=0, le=19)
+    """How far the stream job gives way to the programs beside it: catching up, its dozens of threads would leave the
+    online writer, a single one, a third of the processor time that it needs."""
+    airflow_niceness: int = Field(default=19, ge=0, le=19)
+    """How far Airflow's scheduler, and so every job that it starts, gives way to the rest."""
     spark_driver_mb: int = Field(default=1_024, ge=512)
     spark_jvm_args: str = ""
     """More flags for the JVM of a Spark driver, by spaces."""

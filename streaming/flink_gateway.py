@@ -32,9 +32,6 @@ JVM_FLAGS = (
     "-XX:+ExitOnOutOfMemoryError",
 )
 """The environment's JVM_ARGS come after these, so they win."""
-NICENESS = 15
-"""The JVM gives way to the programs beside it: catching up it takes every processor for as long as a backlog lasts, and
-its many threads would leave the online writer, a single one, a third of what it needs."""
 ALLOCATOR_ARENAS = "2"
 """glibc would keep one arena a thread, and RocksDB's fragments in each of them."""
 STOP_GRACE_S = 5.0
@@ -116,16 +113,14 @@ def _command(env: dict[str, str], args: list[str], tmp_dir: Path) -> list[str]:
 
 
 def _prepared(parent_pid: int) -> Callable[[], None]:
-    """What the child does before it becomes the JVM: takes its niceness, ignores Ctrl-C, which is Python's to handle,
-    and asks Linux for SIGKILL when Python dies (PyFlink's own watchdog sees it only where the JVM can still be asked
-    to exit).
+    """What the child does before it becomes the JVM: ignores Ctrl-C, which is Python's to handle, and asks Linux for
+    SIGKILL when Python dies (PyFlink's own watchdog sees it only where the JVM can still be asked to exit).
     """
     set_death_signal = None
     if sys.platform == "linux":
         set_death_signal = ctypes.CDLL(None, use_errno=True).prctl
 
     def prepare() -> None:
-        os.nice(NICENESS)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if set_death_signal is not None:
             pr_set_pdeathsig = 1

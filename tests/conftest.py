@@ -24,8 +24,11 @@ sys.modules["__main__"].__dict__.setdefault("__file__", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 JARS = ROOT / ".jars"
-QUICK_JVMS = {f"{name}_jvm_args": QUICK_COMPILER for name in ("kafka", "flink", "spark")}
-"""Settings of a stack that lives for minutes."""
+TEST_STACK = {f"{name}_jvm_args": QUICK_COMPILER for name in ("kafka", "flink", "spark")} | {
+    "flink_niceness": 1,
+    "airflow_niceness": 2,
+}
+"""Settings of a stack that lives for minutes, beside other tests that give way to nobody."""
 GOLDEN = ROOT / "tests" / "golden"
 
 

@@ -15,6 +15,7 @@ from features import specs
 from features.names import Topics
 from features.repo import FeatureRepo, apply_repo, write_repo
 from infra.kafka import BrokerConfig, broker_answers, create_topics, end_offsets, format_broker
+from infra.programs import giving_way
 from infra.settings import ROOT, environment_python, jars_dir, load_settings
 from tests.bench.report import BenchError
 from tests.conftest import free_port, running
@@ -48,14 +49,15 @@ class Chain:
         self.pids[name] = process.pid
 
     def start_flink(self) -> None:
-        """The stream job, with the stack's parallelism and heap."""
+        """The stream job, with the stack's parallelism, heap and niceness."""
         settings = load_settings()
         flags = ["--bootstrap-servers", self.bootstrap_servers, "--checkpoint-dir", str(self.directory / "flink")]
         flags += ["--jars-dir", str(jars_dir("flink")), "--rest-port", str(free_port())]
         flags += ["--metrics-port", str(free_port())]
         flags += ["--parallelism", str(settings.flink_parallelism)]
         command = [str(environment_python("stream")), "-m", "streaming.job", *flags]
-        self.start("flink", command, {"JVM_ARGS": f"-Xmx{settings.flink_heap_mb}m"})
+        jvm_args = f"-Xmx{settings.flink_heap_mb}m"
+        self.start("flink", giving_way(command, settings.flink_niceness), {"JVM_ARGS": jvm_args})
 
     def start_writer(self, store: str | None = None) -> None:
         """The online writer, into SQLite where no other store is given."""

@@ -14,7 +14,7 @@ from infra.demo.world_scenario import WorldScenario
 from infra.settings import load_settings
 from infra.stack import Stack
 from streaming.records import Record
-from tests.conftest import QUICK_JVMS
+from tests.conftest import TEST_STACK
 
 OPTIONS = DemoOptions(users=400, items=600, seed=11)
 
@@ -29,7 +29,7 @@ def scenario(
         var_dir=tmp_path_factory.mktemp("e2e") / "stack",
         port_base=free_port_base,
         seed=OPTIONS.seed,
-        **QUICK_JVMS,
+        **TEST_STACK,
     )
     with Stack(settings) as stack:
         chain = Chain.start(stack, Phases(console=Console()))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from deltalake import DeltaTable
 
@@ -45,6 +46,16 @@ def client(scenario: tuple[WorldScenario, list[Record]]) -> Iterator[RankingClie
 def test_every_dag_ran_and_succeeded(scenario: tuple[WorldScenario, list[Record]]) -> None:
     states = {run["dag_id"]: run["state"] for run in scenario[0].chain.dag_runs()}
     assert states == dict.fromkeys(DAG_IDS, "success")
+
+
+def test_batch_work_gives_way_to_the_job_and_that_to_the_rest(scenario: tuple[WorldScenario, list[Record]]) -> None:
+    settings, own = scenario[0].chain.settings, psutil.Process().nice()
+    programs = {status.name: psutil.Process(status.pid) for status in scenario[0].chain.stack.status()}
+    above = {name: program.nice() - own for name, program in programs.items()}
+    asked = {"flink": settings.flink_niceness, "airflow-scheduler": settings.airflow_niceness}
+    assert above == dict.fromkeys(programs, 0) | asked
+    jvm = next(child for child in programs["flink"].children(recursive=True) if child.name() == "java")
+    assert jvm.nice() - own == settings.flink_niceness
 
 
 def test_the_accounts_balance(scenario: tuple[WorldScenario, list[Record]]) -> None:

@@ -22,7 +22,7 @@ from infra.airflow import SPARK_POOL, UPKEEP_DAG_IDS, passwords_path
 from infra.airflow_client import AirflowClient, AirflowError, now
 from infra.settings import ROOT, Settings, load_settings
 from infra.stack import Stack
-from tests.conftest import wait_for
+from tests.conftest import TEST_STACK, wait_for
 
 TABLES = LakeTables()
 LEAVES = "ada-lovelace"
@@ -70,7 +70,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, free_port_base: int) -> S
     for dag_id in UPKEEP_DAG_IDS:
         shutil.copy(ROOT / "dags" / f"{dag_id}.py", dags)
     (dags / ".airflowignore").write_text("application.py\n")
-    return load_settings(var_dir=folder / "var", dags_dir=dags, port_base=free_port_base, spark_driver_mb=512)
+    places = {"var_dir": folder / "var", "dags_dir": dags, "port_base": free_port_base}
+    return load_settings(**places, spark_driver_mb=512, **TEST_STACK)
 
 
 @pytest.fixture(scope="module")

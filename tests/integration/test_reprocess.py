@@ -35,7 +35,7 @@ from infra.stack import Stack
 from infra.streams import saved_streams
 from streaming.producer import Producer
 from streaming.records import record_of
-from tests.conftest import QUICK_JVMS, wait_for
+from tests.conftest import TEST_STACK, wait_for
 
 pytestmark = pytest.mark.timeout(600)
 HASH = specs.version()
@@ -233,7 +233,7 @@ def stack(free_port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iter
         var_dir=tmp_path_factory.mktemp("reprocess") / "var",
         port_base=free_port_base,
         kafka_heap_mb=256,
-        **QUICK_JVMS,
+        **TEST_STACK,
     )
     with Stack(settings) as running:
         running.start(lambda _: None, PROGRAMS)
@@ -402,7 +402,7 @@ def test_a_changed_definition_is_built_under_its_own_hash(
         var_dir=tmp_path / "var",
         port_base=stack.settings.port_base,
         kafka_heap_mb=256,
-        **QUICK_JVMS,
+        **TEST_STACK,
     )
     with Stack(settings) as other:
         monkeypatch.setattr(stack_module, "version_to_run", lambda _: "0ddba11")
