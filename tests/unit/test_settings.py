@@ -48,7 +48,7 @@ def test_another_process_loads_equal_settings_from_the_environment(monkeypatch: 
         ("KAFKA_PORT", "70000", "MILLRACE_KAFKA_PORT"),
         ("KAFKA_PORT", "19093", "MILLRACE_KAFKA_CONTROLLER_PORT and MILLRACE_KAFKA_PORT are both 19093"),
         ("FLINK_HEAP_MB", "1", "MILLRACE_FLINK_HEAP_MB"),
-        ("KAFKA_PROT", "1", "unknown setting MILLRACE_KAFKA_PROT; allowed: MILLRACE_AIRFLOW_PARALLELISM"),
+        ("KAFKA_PROT", "1", "unknown setting MILLRACE_KAFKA_PROT; allowed: MILLRACE_AIRFLOW_NICENESS"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_sentence(

@@ -10,6 +10,7 @@ from infra.processes import free_ports, port_is_free
 from infra.programs import select, steps_of
 from infra.settings import Settings, load_settings
 from infra.streams import Stream, save_streams, saved_streams, version_to_run
+from infra.supervisor import Program
 
 BESIDE = Stream(
     version="aar2", ports={"flink_rest_port": 41_001, "writer_metrics_port": 41_002, "flink_metrics_port": 41_003}
@@ -35,16 +36,21 @@ def test_the_store_says_what_runs(settings: Settings) -> None:
     assert version_to_run(settings) == f"{specs.version()}r2"
 
 
+def flags_of(program: Program) -> dict[str, str]:
+    words = program.command[program.command.index("-m") + 2 :]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 def test_two_versions_run_side_by_side(settings: Settings) -> None:
     steps = {step.name: step for step in steps_of([Stream(version="aa"), BESIDE])}
     mine = [step for step in steps.values() if step.role and step.program]
     programs = {step.name: step.program(step.settings(settings)) for step in mine if step.program}
     for name, version, port in (("flink", "aa", settings.flink_rest_port), ("flink-aar2", "aar2", 41_001)):
-        flags = dict(zip(programs[name].command[3::2], programs[name].command[4::2], strict=True))
+        flags = flags_of(programs[name])
         assert (programs[name].name, flags["--topics-version"], flags["--rest-port"]) == (name, version, str(port))
     groups = set()
     for name, version, port in (("writer", "aa", settings.writer_metrics_port), ("writer-aar2", "aar2", 41_002)):
-        flags = dict(zip(programs[name].command[3::2], programs[name].command[4::2], strict=True))
+        flags = flags_of(programs[name])
         assert (programs[name].name, flags["--topics-version"], flags["--metrics-port"]) == (name, version, str(port))
         groups.add(flags["--group"])
     assert len(groups) == 2, "each writer has a consumer group of its own"
