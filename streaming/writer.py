@@ -113,7 +113,8 @@ class Writer:
             logger.warning("Kafka has done with this consumer, a new one takes over: %s", error)
             self._stop.wait(RENEW_S)
         finally:
-            self._commit(consumer, asynchronous=False)
+            # Closing waits for the answer, but for a broker that is away no longer than a session lasts.
+            self._commit(consumer)
             consumer.close()
 
     def _next_batch(self, consumer: Consumer) -> list[Message]:
@@ -263,23 +264,20 @@ class Writer:
         if now_s < self._commit_at_s:
             return
         self._commit_at_s = now_s + COMMIT_EVERY_S
-        self._commit(consumer, asynchronous=True)
+        self._commit(consumer)
         for place in consumer.assignment():
             offset = self._written.get((place.topic, place.partition))
             _, end = consumer.get_watermark_offsets(place, cached=True)
             if offset is not None and end >= 0:
                 self._metrics.lag_rows.labels(place.topic, place.partition).set(max(end - offset, 0))
 
-    def _commit(self, consumer: Consumer, *, asynchronous: bool) -> None:
+    def _commit(self, consumer: Consumer) -> None:
         mine = {(place.topic, place.partition) for place in consumer.assignment()}
         offsets = [TopicPartition(*place, offset) for place, offset in self._written.items() if place in mine]
         if not offsets:
             return
         try:
-            if asynchronous:
-                consumer.commit(offsets=offsets, asynchronous=True)
-            else:
-                consumer.commit(offsets=offsets, asynchronous=False)
+            consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
             # The store's offsets are the ones that count.
             logger.warning("cannot commit offsets to Kafka: %s", error)

@@ -112,12 +112,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(10)
 
 
-@pytest.fixture(scope="session")
-def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bootstrap servers of a real broker that lives for the session, without topics."""
+@contextmanager
+def running_broker(data_dir: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real broker without topics: its bootstrap servers and its process."""
     from infra.kafka import BrokerConfig, broker_answers, format_broker
 
-    data_dir = tmp_path_factory.mktemp("kafka")
     config = BrokerConfig(
         data_dir=data_dir,
         jars_dir=JARS / "kafka",
@@ -127,12 +126,19 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         jvm_args=QUICK_COMPILER,
     )
     format_broker(config)
-    with running(config.command, data_dir / "broker.log"):
+    with running(config.command, data_dir / "broker.log") as process:
         wait_for(
             lambda: broker_answers(config.bootstrap_servers),
             f"the broker on {config.bootstrap_servers}; see {data_dir}/broker.log",
         )
-        yield config.bootstrap_servers
+        yield config.bootstrap_servers, process
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real broker that lives for the session, without topics."""
+    with running_broker(tmp_path_factory.mktemp("kafka")) as (bootstrap_servers, _):
+        yield bootstrap_servers
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from features.repo import FeatureRepo, write_repo
 from features.tile_rows import TileRow, family_named
 from features.tiles import DAY_TILE_MS, FAMILIES
 from features.user_state import Interaction
-from tests.conftest import ROOT, free_port, running, wait_for
+from infra.kafka import create_topics
+from tests.conftest import ROOT, free_port, running, running_broker, wait_for
 from tests.oracles.keyed_sets import assert_sets_are_those_of
 
 NOW_MS = 1_800_000_034_567
@@ -278,6 +279,20 @@ def test_writer_keeps_its_place_while_the_store_is_away(
                 wait_until_stored(store, kafka_broker, topics)
                 stream.assert_stored_exactly(store)
             assert process.poll() is None
+
+
+def test_writer_ends_when_told_to_while_the_broker_is_away(tmp_path: Path) -> None:
+    location, topics, port = str(tmp_path / "online.db"), Topics(version="away"), free_port()
+    with running_broker(tmp_path / "kafka") as (bootstrap_servers, broker):
+        create_topics(bootstrap_servers, topics)
+        Stream(seed=6, tiles=200, interactions=200).produce(bootstrap_servers, topics, slice(None))
+        started = command(bootstrap_servers, make_repo(tmp_path, location), topics, port)
+        with running(started, tmp_path / "writer.log") as writer, open_backend(location, topics.version) as store:
+            wait_until_stored(store, bootstrap_servers, topics)
+            broker.kill()
+            broker.wait(10)
+            writer.send_signal(signal.SIGTERM)
+            assert writer.wait(15) == 0, (tmp_path / "writer.log").read_text()[-2_000:]
 
 
 def test_record_that_is_no_row_stops_the_writer_at_its_offset(
