@@ -42,6 +42,8 @@ FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 5.0
 RENEW_S = 1.0
 """Pause before a new consumer takes the place of one that Kafka has fenced."""
+LEAVE_S = 5.0
+"""How long a stop waits for Kafka to answer."""
 COLLECT_EVERY = 50_000
 """Python looks for cycles after so many new objects. A batch is tens of thousands of tuples that hold none, and with
 its default of 700 an eighth of the writer's time went into looking."""
@@ -113,9 +115,23 @@ class Writer:
             logger.warning("Kafka has done with this consumer, a new one takes over: %s", error)
             self._stop.wait(RENEW_S)
         finally:
-            # Closing waits for the answer, but for a broker that is away no longer than a session lasts.
+            self._leave(consumer)
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Commits and leaves the group: courtesies, since the store's offsets are the ones that count.
+
+        Both wait for ever for a broker that hangs. They get `LEAVE_S`; after that Kafka misses the member by itself.
+        """
+
+        def leave() -> None:
             self._commit(consumer)
             consumer.close()
+
+        leaving = threading.Thread(target=leave, name="leave", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
+        if leaving.is_alive():
+            logger.warning("Kafka has not answered for %.0f s: gone without leaving the group", LEAVE_S)
 
     def _next_batch(self, consumer: Consumer) -> list[Message]:
         first = consumer.poll(POLL_S)
