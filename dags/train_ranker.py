@@ -5,11 +5,12 @@ from datetime import timedelta
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, Asset
 
-from infra.airflow import asset, default_args, python_job
+from infra.airflow import asset, dag_settings, default_args, python_job
 
 EXAMPLES = Asset(**asset("examples"))
 CANDIDATES = Asset(**asset("candidates"))
 RANKER = Asset(**asset("ranker"))
+CONFIG = ["--config"] if dag_settings().ranker_config else []
 
 with DAG(
     dag_id="train_ranker",
@@ -26,7 +27,7 @@ exported to ONNX.
 
 ### Inputs
 `gold/examples` (asset `examples`) and the latest run of `train_candidates` (asset `candidates`). It starts when both
-have changed since its last run.
+have changed since its last run. `MILLRACE_RANKER_CONFIG` names a file of settings, such as `{"mixture": "ple"}`.
 
 ### Outputs
 A run below `ranker` in the workspace, with its report. The asset `ranker`.
@@ -46,5 +47,5 @@ serves stays.
         task_id="train",
         inlets=[EXAMPLES, CANDIDATES],
         outlets=[RANKER],
-        **python_job("models.train_ranker", "--lake", "--workspace", "--seed"),
+        **python_job("models.train_ranker", "--lake", "--workspace", "--seed", *CONFIG),
     )

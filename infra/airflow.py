@@ -231,6 +231,7 @@ def place(flag: str) -> str:
         "--bundles": str(settings.bundles_dir),
         "--tracking-uri": settings.mlflow_uri,
         "--seed": str(settings.seed),
+        "--config": settings.ranker_config,
         "--parity-report": str(settings.parity_report),
         "--comparison": str(settings.examples_comparison),
         "--monitor-report": str(settings.monitor_report),

@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """Path of the SQLite file or a `redis://` URL; the default is a file below `var_dir`."""
     rules_file: str = ""
     """What people pin, boost and block in slates (`serving/rules.example.toml`); empty: nothing."""
+    ranker_config: str = ""
+    """File of the ranker's settings (`models.ranker.config`) that the train_ranker DAG takes; empty: their defaults."""
     tracking_uri: str = ""
     """MLflow's tracking store and registry; the default is a SQLite file below `var_dir`."""
 

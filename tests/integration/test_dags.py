@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +68,16 @@ open(sys.argv[2], "w").write(json.dumps(out))
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What Airflow makes of `dags/`."""
-    folder = tmp_path_factory.mktemp("airflow")
-    out = folder / "read.json"
-    home = {"AIRFLOW_HOME": str(folder), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    command = [str(environment_python("airflow")), "-c", READ, str(ROOT / "dags"), str(out)]
-    done = subprocess.run(command, env={**inherited, **home}, capture_output=True, text=True, timeout=120, check=False)
+    return read_by_airflow(tmp_path_factory.mktemp("airflow"), ROOT / "dags")
+
+
+def read_by_airflow(home: Path, dags: Path, **settings: str) -> dict[str, Any]:
+    out = home / "read.json"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    env |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    env |= {f"{PREFIX}{name.upper()}": value for name, value in settings.items()}
+    command = [str(environment_python("airflow")), "-c", READ, str(dags), str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
     return json.loads(out.read_text())
 
@@ -130,6 +135,13 @@ def test_each_param_has_a_form(read: dict[str, Any]) -> None:
             assert {"type", "title"} <= set(schema), f"{dag_id}: the parameter {name} needs type and title"
             bounded = {"enum", "format", "pattern", "minimum"} & set(schema) or schema["type"] == "boolean"
             assert bounded, f"{dag_id}: anything can be given for {name}, which ends in a shell command"
+
+
+def test_the_ranker_takes_the_settings_that_a_file_gives(tmp_path: Path) -> None:
+    (tmp_path / "dags").mkdir()
+    shutil.copy(ROOT / "dags" / "train_ranker.py", tmp_path / "dags")
+    read = read_by_airflow(tmp_path, tmp_path / "dags", ranker_config="ple.json")
+    assert read["dags"]["train_ranker"]["tasks"]["train"]["bash_command"].endswith(" --config ple.json")
 
 
 def test_a_trigger_of_the_first_dag_reaches_the_last(read: dict[str, Any]) -> None:
