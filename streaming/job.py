@@ -54,6 +54,8 @@ ROCKSDB = {
     "state.backend.rocksdb.use-bloom-filter": "true",
     # Whole indexes and filters do not fit into the cache beside the data: each read would load one anew.
     "state.backend.rocksdb.memory.partitioned-index-filters": "true",
+    # Most of the memory gathers what is written: larger files, merged less often.
+    "state.backend.rocksdb.memory.write-buffer-ratio": "0.75",
     # Unpacking costs more than the disk that packing saves.
     "state.backend.rocksdb.compression.per.level": "NO_COMPRESSION",
 }
