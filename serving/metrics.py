@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serving.guard_metrics import GuardMetrics
 from serving.observation import Observation
+from serving.slate_metrics import FATES, SlateMetrics
 from serving.stages import HYDRATE, STAGES
 from serving.users import UserReadError
 
-FATES = ("sent", "failed", "dropped")
 SHADOW_FATES = ("scored", "skipped", "failed")
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
 _CORRELATION = (-0.5, 0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
@@ -48,6 +48,7 @@ class Metrics:
         self._add_bundle(registry)
         self._add_parts(registry)
         self.guard = GuardMetrics(registry)
+        self.slate_log = SlateMetrics(registry)
         self._add_rules(registry)
         self._add_experiments(registry)
         self._start_at_zero()
@@ -112,13 +113,6 @@ class Metrics:
             "ranking_newest_event_age_seconds",
             "Age of the user's newest event behind an answer.",
             buckets=_AGE_SECONDS,
-            registry=registry,
-        )
-        self.slates = Counter("ranking_slates", "Slates by fate: sent, failed, dropped.", ["fate"], registry=registry)
-        self.logged_requests = Counter(
-            "ranking_logged_requests",
-            "Requests by fate in their log: kept, dropped.",
-            ["fate"],
             registry=registry,
         )
         self.feedback_events = Counter(
@@ -269,10 +263,7 @@ class Metrics:
     def _start_at_zero(self) -> None:
         """What alerts watch is there from the start: a counter that appears with 1 has not increased."""
         for fate in FATES:
-            self.slates.labels(fate)
             self.spans.labels(fate)
-        for fate in ("kept", "dropped"):
-            self.logged_requests.labels(fate)
         for stage in STAGES:
             self.degraded.labels(stage)
         for fate in SHADOW_FATES:

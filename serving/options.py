@@ -1,4 +1,4 @@
-"""The command line of the ranking service, read alike by its parent, its keeper and its workers."""
+"""The command line of the ranking service, read alike by its parent, its keeper, its workers and their scribes."""
 
 import argparse
 import sys
@@ -56,6 +56,13 @@ class ServerConfig:
     """The process that started this one and with which it ends; None for the first."""
     core: int | None = None
     """On which a worker stays; None: on any."""
+    number: int = 0
+    """Of a worker and of its scribe, from 0."""
+
+    @property
+    def logs_slates(self) -> bool:
+        """Whether there is anything that served slates go to, and so scribes."""
+        return self.bootstrap_servers is not None or self.request_log is not None
 
     @property
     def shared_dir(self) -> Path:
@@ -71,8 +78,13 @@ class ServerConfig:
 
     @property
     def metrics_dir(self) -> Path:
-        """Where every worker counts and the parent adds up (prometheus_client's multiprocess mode)."""
+        """Where workers and scribes count and the parent adds up (prometheus_client's multiprocess mode)."""
         return self.shared_dir / "metrics"
+
+    @property
+    def scribe_address(self) -> Path:
+        """The socket at which the scribe listens to the worker of the same number."""
+        return self.shared_dir / f"scribe-{self.number}.sock"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,6 +173,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> ServerConfig:
     add_access_flags(parser)
     parser.add_argument("--parent", type=_positive, help=argparse.SUPPRESS)
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     got = parser.parse_args(arguments)
     try:
         access = access_config(got)

@@ -1,4 +1,4 @@
-"""The parent of a service's processes: starts keeper and workers, starts again what dies, and ends all together."""
+"""The parent of a service's processes: starts them, starts again what dies, and ends all together."""
 
 import asyncio
 import ctypes
@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 _log = logging.getLogger(__name__)
 
-KEEPER, WORKER = "keeper", "worker"
+KEEPER, WORKER, SCRIBE = "keeper", "worker", "scribe"
 ONE_THREAD = ("OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1")
 """Processes and pipeline threads are the parallelism. Measured on two busy cores: the scores of 50,000 items by their
 64 factors take 2.5 ms of processor time and 52 ms at the 99th percentile with OpenBLAS's own threads, 0.6 and 16 ms
@@ -70,9 +70,19 @@ def reserve_port(host: str, port: int) -> socket.socket:
 
 
 class Processes:
-    """One keeper and some workers, each `python -m serving.ROLE --parent PID FLAGS`."""
+    """One keeper and some workers, each with a scribe where there is something to log slates to; all of them
+    `python -m serving.ROLE --parent PID FLAGS`.
+    """
 
-    def __init__(self, *, workers: int, flags: Sequence[str], metrics_dir: Path, pinned_to: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        flags: Sequence[str],
+        metrics_dir: Path,
+        scribes: bool = True,
+        pinned_to: Sequence[int] = (),
+    ) -> None:
         """Workers stay on the cores `pinned_to` in turn; without any, on whichever the system chooses.
 
         Python's lock has a request's threads run one after the other, and each hand-over to another core finds that
@@ -81,6 +91,7 @@ class Processes:
         self._flags = flags
         self._cores = [pinned_to[worker % len(pinned_to)] if pinned_to else None for worker in range(workers)]
         self._metrics_dir = metrics_dir
+        self._scribes = scribes
         self._stopping = asyncio.Event()
         self._running: dict[int, str] = {}
         self._failed = False
@@ -90,23 +101,28 @@ class Processes:
         self._stopping.set()
 
     async def run(self) -> bool:
-        """Keeps the processes until `stop`; then ends the workers, which answer what is under way, and the keeper.
+        """Keeps the processes until `stop`; then ends the workers, which answer what is under way, the scribes, which
+        write what that leaves, and the keeper.
 
         False when it ended because a child could not start.
         """
-        keeping = [asyncio.create_task(self._keep(KEEPER, None))]
-        keeping += [asyncio.create_task(self._keep(WORKER, core)) for core in self._cores]
+        keeping = [asyncio.create_task(self._keep(KEEPER, ()))]
+        for number, core in enumerate(self._cores):
+            pinned = () if core is None else ("--core", str(core))
+            keeping.append(asyncio.create_task(self._keep(WORKER, ("--number", str(number), *pinned))))
+            if self._scribes:
+                keeping.append(asyncio.create_task(self._keep(SCRIBE, ("--number", str(number)))))
         await self._stopping.wait()
-        await self._end(WORKER)
-        await self._end(KEEPER)
+        for role in (WORKER, SCRIBE, KEEPER):
+            await self._end(role)
         await asyncio.gather(*keeping)
         return not self._failed
 
-    async def _keep(self, role: str, core: int | None) -> None:
+    async def _keep(self, role: str, own_flags: Sequence[str]) -> None:
         back_off_s, is_first = FIRST_BACK_OFF_S, True
         while not self._stopping.is_set():
             started_s = perf_counter()
-            status = await self._run_one(role, core)
+            status = await self._run_one(role, own_flags)
             if self._stopping.is_set():
                 return
             if is_first and status == CANNOT_START:
@@ -119,11 +135,11 @@ class Processes:
             await self._wait(back_off_s)
             back_off_s = min(2 * back_off_s, MAX_BACK_OFF_S)
 
-    async def _run_one(self, role: str, core: int | None) -> int:
+    async def _run_one(self, role: str, own_flags: Sequence[str]) -> int:
         # `env` adds to what is inherited.
         environment = ["env", f"PROMETHEUS_MULTIPROC_DIR={self._metrics_dir}", *ONE_THREAD]
-        own = ["--parent", str(os.getpid()), *([] if core is None else ["--core", str(core)])]
-        command = [sys.executable, "-m", f"serving.{role}", *own, *self._flags]
+        own_flags = ["--parent", str(os.getpid()), *own_flags]
+        command = [sys.executable, "-m", f"serving.{role}", *own_flags, *self._flags]
         process = await asyncio.create_subprocess_exec(*environment, *command)
         self._running[process.pid] = role
         if self._stopping.is_set():

@@ -1,8 +1,8 @@
 """The ranking service: `python -m serving.server --port P --bundles DIR …`.
 
-This process answers no requests. It starts one keeper, which works out the item features, and one worker or more,
-which share the port; it starts again what dies, adds up the workers' metrics, and ends all with itself. SIGTERM
-drains: requests under way are answered.
+This process answers no requests. It starts one keeper, which works out the item features, one worker or more, which
+share the port, and a scribe for each, which logs what it has served; it starts again what dies, adds up their metrics,
+and ends all with itself. SIGTERM drains: requests under way are answered, and their slates logged.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ async def serve(config: ServerConfig, flags: Sequence[str]) -> bool:
                 workers=config.processes or len(cores),
                 flags=flags,
                 metrics_dir=config.metrics_dir,
+                scribes=config.logs_slates,
                 pinned_to=cores if config.pin else (),
             )
             for signal_ in (signal.SIGTERM, signal.SIGINT):

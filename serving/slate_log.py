@@ -1,62 +1,60 @@
-"""Served slates on their way to Kafka and the request log: queued in the request, serialised and sent by a thread,
-counted if lost.
+"""Served slates on their way to the scribe, which logs them (`serving.scribe`): queued in the request, sent by a
+thread.
 """
 
 import logging
+import socket
 import zlib
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any
-
-from confluent_kafka import KafkaError, Message, Producer
+from time import perf_counter
 
 from serving.answer import Answer
-from serving.metrics import Metrics
-from serving.request_log import LoggedRequest, RequestLogError, RequestLogWriter
-from serving.slate_record import to_json, to_record
+from serving.slate_draft import draft_of
+from serving.slate_metrics import SlateMetrics
 
 _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 1_000
-"""Answers that wait to be serialised; beyond, slates are dropped and counted."""
-MAX_BATCH = 32
-"""Requests that enter the request log in one transaction."""
-MAX_BUFFERED_KBYTES = 64 * 1024
-SEND_TIMEOUT_MS = 60_000
-FLUSH_S = 3.0
+"""Answers that wait to be sent; beyond, slates are dropped and counted."""
+POLL_S = 0.1
+HEAR_EVERY_S = 0.05
+"""How often the scribe's words are read while slates go out."""
+CLOSE_S = 3.0
+"""How long the last slates may take to be written."""
 
 
 class SlateLog:
-    """Never blocks a request. `slates_total` counts what Kafka took, what was dropped before and what failed after
-    sending; `logged_requests_total` what the request log kept and dropped.
+    """Never blocks a request. What is lost before the scribe has dealt with it is counted here, what is lost later by
+    the scribe.
     """
 
     def __init__(
-        self,
-        bootstrap_servers: str | None,
-        topic: str,
-        metrics: Metrics,
-        *,
-        requests: RequestLogWriter | None = None,
-        full_share: float = 0.05,
+        self, address: Path, metrics: SlateMetrics, *, kafka: bool, requests: bool, full_share: float = 0.05
     ) -> None:
-        """Without `bootstrap_servers` slates go to the request log alone. Of `full_share` of the requests, and of all
-        explained ones, the features of every candidate are logged.
+        """`kafka` and `requests` say where the scribe at the address writes. Of `full_share` of the requests, and of
+        all explained ones, the features of every candidate are logged.
         """
-        self._topic = topic
-        self._metrics = metrics
-        self._requests = requests
+        self._address = address
         self._full_share = full_share
+        self._lost = [metrics.slates.labels("dropped")] if kafka else []
+        self._lost += [metrics.logged_requests.labels("dropped")] if requests else []
         self._queue: Queue[Answer] = Queue(MAX_QUEUED)
+        self._scribe: Connection | None = None
+        self._unwritten = 0
+        """Sent, and not yet known to be written."""
+        self._heard_s = 0.0
         self._down = False
         self._stop = Event()
-        self._producer = None if bootstrap_servers is None else Producer(self._settings(bootstrap_servers))
         self._thread = Thread(target=self._run, name="slate-log", daemon=True)
         self._thread.start()
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers, as far as this client knows."""
+        """Whether the broker answers, as far as the scribe knows."""
         return not self._down
 
     def submit(self, answer: Answer) -> str | None:
@@ -64,102 +62,97 @@ class SlateLog:
         try:
             self._queue.put_nowait(answer)
         except Full:
-            self._count_dropped(1)
+            self._count_lost(1)
             return "the slate was not logged: too many wait to be sent"
         return "the slate waits to be logged: Kafka does not answer" if self._down else None
 
     def close(self) -> None:
-        """Sends what is queued: for at most `FLUSH_S`, or hardly waiting when Kafka does not answer."""
+        """Waits at most `CLOSE_S` for the scribe to write what is queued."""
         self._stop.set()
-        self._thread.join(timeout=FLUSH_S)
-        unsent = self._queue.qsize()
-        if self._producer is not None:
-            unsent += self._producer.flush(FLUSH_S / 10 if self._down else FLUSH_S)
-        if unsent:
-            self._metrics.slates.labels("dropped").inc(unsent)
-            _log.warning("%d slates were not sent before the end", unsent)
-
-    def _settings(self, bootstrap_servers: str) -> dict[str, Any]:
-        return {
-            "bootstrap.servers": bootstrap_servers,
-            "compression.type": "lz4",
-            "linger.ms": 5,
-            "message.timeout.ms": SEND_TIMEOUT_MS,
-            "queue.buffering.max.kbytes": MAX_BUFFERED_KBYTES,
-            "message.max.bytes": 4_000_000,
-            "reconnect.backoff.max.ms": 2_000,
-            "error_cb": self._on_error,
-            "log_level": 0,
-        }
+        self._thread.join(timeout=CLOSE_S)
+        if unsent := self._queue.qsize() + self._unwritten:
+            self._count_lost(unsent)
+            _log.warning("%d slates were not written before the end", unsent)
 
     def _run(self) -> None:
-        batch: list[LoggedRequest] = []
-        while not (self._stop.is_set() and self._queue.empty()):
-            if self._producer is not None:
-                self._producer.poll(0)
-            if (logged := self._next()) is not None:
-                self._send(logged)
-                batch.append(logged)
-            if self._queue.empty() or len(batch) >= MAX_BATCH:
-                self._keep(batch)
-                batch = []
-        if self._requests is not None:
-            self._requests.close()
+        while not self._ended():
+            try:
+                answer = self._queue.get(timeout=POLL_S)
+            except Empty:
+                self._hear(POLL_S if self._stop.is_set() else 0)
+                continue
+            self._send(answer)
+            if perf_counter() - self._heard_s >= HEAR_EVERY_S:
+                self._hear(0)
+        if self._scribe is not None:
+            self._scribe.close()
 
-    def _next(self) -> LoggedRequest | None:
-        """The next answer as it is logged; None where none came, or where it cannot be."""
+    def _ended(self) -> bool:
+        return self._stop.is_set() and self._queue.empty() and not self._unwritten
+
+    def _send(self, answer: Answer) -> None:
         try:
-            answer = self._queue.get(timeout=0.1)
-        except Empty:
-            return None
-        try:
-            record = to_record(answer, full_features=self._wants_all(answer))
-            return LoggedRequest(record=record, value=to_json(record))
+            draft = draft_of(answer, full_features=wants_all(answer, self._full_share))
         except Exception as error:  # noqa: BLE001 - a slate that cannot be logged is counted and never ends the thread
-            self._count_dropped(1)
+            self._count_lost(1)
             _log.warning("slate %s not logged: %s", answer.query.request_id, type(error).__name__)
-            return None
+            return
+        scribe = self._connected()
+        if scribe is None:
+            self._count_lost(1)
+            return
+        self._unwritten += 1
+        try:
+            scribe.send(draft)
+        except OSError as error:
+            self._lose_scribe(error)
+        except Exception as error:  # noqa: BLE001 - what cannot be pickled is counted, and nothing of it was sent
+            self._unwritten -= 1
+            self._count_lost(1)
+            _log.warning("slate %s not logged: %s", answer.query.request_id, type(error).__name__)
 
-    def _wants_all(self, answer: Answer) -> bool:
-        share = zlib.crc32(answer.query.request_id.encode()) / 2**32
-        return answer.query.explain or share < self._full_share
+    def _connected(self) -> Connection | None:
+        """The line to the scribe, waiting for it; None when there is none before the end."""
+        while self._scribe is None:
+            line = socket.socket(socket.AF_UNIX)
+            try:
+                line.connect(str(self._address))
+            except OSError:  # it is starting
+                line.close()
+                if self._stop.wait(POLL_S):
+                    return None
+            else:
+                self._scribe = Connection(line.detach())
+        return self._scribe
 
-    def _send(self, logged: LoggedRequest) -> None:
-        if self._producer is None:
+    def _hear(self, wait_s: float) -> None:
+        """Reads what the scribe has to say; waits for a word for at most so long."""
+        self._heard_s = perf_counter()
+        if self._scribe is None:
             return
         try:
-            key = logged.record.user_id.encode()
-            self._producer.produce(self._topic, logged.value, key, on_delivery=self._delivered)
-        except Exception as error:  # noqa: BLE001 - a slate that cannot be sent is counted and never ends the thread
-            self._metrics.slates.labels("dropped").inc()
-            _log.warning("slate %s not sent: %s", logged.record.request_id, type(error).__name__)
+            while self._scribe is not None and self._scribe.poll(wait_s):
+                written, connected = self._scribe.recv()
+                self._unwritten, self._down, wait_s = self._unwritten - written, not connected, 0
+        except (EOFError, OSError) as error:
+            self._lose_scribe(error)
 
-    def _keep(self, batch: list[LoggedRequest]) -> None:
-        if self._requests is None:
-            return None
-        try:
-            if not batch:
-                return self._requests.prune_when_due()
-            self._requests.write(batch)
-            self._metrics.logged_requests.labels("kept").inc(len(batch))
-        except RequestLogError as error:
-            self._metrics.logged_requests.labels("dropped").inc(len(batch))
-            _log.warning("%d requests are not in the request log: %s", len(batch), error)
-        except Exception:  # noqa: BLE001 - whatever the disk does, slates go on to Kafka
-            self._metrics.logged_requests.labels("dropped").inc(len(batch))
-            _log.exception("%d requests are not in the request log", len(batch))
+    def _lose_scribe(self, error: Exception) -> None:
+        """Counts what it may not have written; another starts."""
+        _log.warning("the scribe has gone (%s) with %d slates", type(error).__name__, self._unwritten)
+        self._count_lost(self._unwritten)
+        self._unwritten = 0
+        if self._scribe is not None:
+            with suppress(OSError):
+                self._scribe.close()
+        self._scribe = None
 
-    def _count_dropped(self, slates: int) -> None:
-        if self._producer is not None:
-            self._metrics.slates.labels("dropped").inc(slates)
-        if self._requests is not None:
-            self._metrics.logged_requests.labels("dropped").inc(slates)
+    def _count_lost(self, slates: int) -> None:
+        for counter in self._lost:
+            counter.inc(slates)
 
-    def _delivered(self, error: KafkaError | None, _: Message) -> None:
-        if error is None:
-            self._down = False
-        self._metrics.slates.labels("sent" if error is None else "failed").inc()
 
-    def _on_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
-            self._down = True
+def wants_all(answer: Answer, full_share: float) -> bool:
+    """Whether the features of every candidate are logged: for that share of the requests and all explained ones."""
+    share = zlib.crc32(answer.query.request_id.encode()) / 2**32
+    return answer.query.explain or share < full_share

@@ -3,7 +3,7 @@
 `serving.processes` starts it with the service's own flags: `python -m serving.worker --parent PID FLAGS`. It starts
 with whatever is there. Without a bundle it waits for `champion.json` with health NOT_SERVING and answers UNAVAILABLE;
 without the store, Kafka or the keeper it answers from memory and says so. SIGTERM drains: health turns NOT_SERVING,
-requests under way are answered, queued slates are sent.
+requests under way are answered, queued slates go to the scribe (`serving.scribe`).
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from serving.observed_requests import ObservedRequests
 from serving.options import ServerConfig, parse_arguments
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.processes import CANNOT_START, StartError, end_with_parent
-from serving.request_log import RequestLogReader, RequestLogWriter
+from serving.request_log import RequestLogReader
 from serving.rule_index import unknown_names
 from serving.rules import RulesError
 from serving.rules_watch import RulesWatcher
@@ -75,7 +75,7 @@ class Worker:
         self._metrics = Metrics()
         self._rules = _watched_rules(config.rules, self._metrics.use_rules)
         self._live = Live(ItemSnapshot().finalise_all(clock_ms()))
-        kafka, settings = config.bootstrap_servers, pipeline_config(config)
+        kafka, requests, settings = config.bootstrap_servers, config.request_log, pipeline_config(config)
         self._users = UserReader(
             self._open_store,
             perf_counter,
@@ -84,11 +84,15 @@ class Worker:
         )
         self._users.open_ahead()
         self._door = Door(self._open_store)
-        requests = None if config.request_log is None else RequestLogWriter(config.request_log, clock_ms)
         self._slates = None
-        if kafka is not None or requests is not None:
-            share = config.full_features_share
-            self._slates = SlateLog(kafka, config.topics.slates, self._metrics, requests=requests, full_share=share)
+        if config.logs_slates:
+            self._slates = SlateLog(
+                config.scribe_address,
+                self._metrics.slate_log,
+                kafka=kafka is not None,
+                requests=requests is not None,
+                full_share=config.full_features_share,
+            )
         self._follower = Follower(
             live=self._live,
             snapshots=SnapshotReader(config.snapshot_dir, perf_counter),
@@ -119,7 +123,7 @@ class Worker:
             view=lambda: self._live.view,
             metrics=self._metrics,
             admission=AdmissionConfig(max_in_flight=config.max_in_flight, workers=config.workers),
-            explainer=None if config.request_log is None else self._explainer(config.request_log),
+            explainer=None if requests is None else self._explainer(requests),
             feedback=None if kafka is None else self._feedback(kafka, clock_ms),
             admitted=self._door.admitted,
         )

@@ -3,6 +3,7 @@
 Item features are drawn at random, so that the ranker's inputs differ; the catalogue has changed since the bundle.
 """
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count as ticks
@@ -13,6 +14,7 @@ import numpy as np
 
 from features.events import EventType
 from features.items import Item
+from features.slates import SlateRecord
 from features.specs import Entity, features_of
 from features.user_state import Interaction, UserState
 from models.bundle import Bundle
@@ -25,6 +27,8 @@ from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import ItemRules, Query
 from serving.rerank import RerankConfig
 from serving.rules import NO_RULES, Rules, read_rules
+from serving.slate_draft import draft_of
+from serving.slate_record import to_record
 from serving.stages import Progress
 from serving.users import unknown_user
 from serving.view import AlignedFeatures, LiveView
@@ -135,6 +139,11 @@ def answered(view: LiveView, query: Query, known: Rules = NO_RULES, **config: An
     progress = Progress(monotonic_s=lambda: next(clock), deadline_s=10.0)
     run = pipeline.rank if query.item_ids is not None else pipeline.similar if query.similar_to else pipeline.recommend
     return run(view, query, progress)
+
+
+def record_of(answer: Answer, *, full_features: bool = False) -> SlateRecord:
+    """The answer's record, by way of another process."""
+    return to_record(pickle.loads(pickle.dumps(draft_of(answer, full_features=full_features))))
 
 
 def query(request_id: str = "r", **changed: Any) -> Query:

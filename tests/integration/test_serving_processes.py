@@ -13,6 +13,7 @@ import pytest
 from features.names import Topics
 from serving.client import RankingClient, RankingError
 from serving.processes import StartError, reserve_port
+from serving.request_log import RequestLogReader
 from tests.conftest import ROOT, free_port, wait_for
 from tests.ranking_service import SERVE_PYTHON, Service, promoted, ranking_service
 
@@ -21,7 +22,9 @@ NO_KAFKA = Topics(version="none")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with ranking_service(tmp_path_factory.mktemp("processes"), None, NO_KAFKA, "--processes", "2", "--pin") as started:
+    directory = tmp_path_factory.mktemp("processes")
+    flags = ("--processes", "2", "--pin", "--request-log", str(directory / "request-log"))
+    with ranking_service(directory, None, NO_KAFKA, *flags) as started:
         promoted(started)
         yield started
 
@@ -62,8 +65,8 @@ def test_each_worker_stays_on_a_core_of_its_own(service: Service) -> None:
         return sorted(psutil.Process(pid).cpu_affinity() for pid in _pids(service, "worker"))
 
     wait_for(lambda: of_workers() == wanted, "both workers, the second of which may still be starting")
-    (keeper,) = _pids(service, "keeper")
-    assert psutil.Process(keeper).cpu_affinity() == cores
+    for other in _pids(service, "keeper") | _pids(service, "scribe"):
+        assert psutil.Process(other).cpu_affinity() == cores
 
 
 def test_the_workers_share_the_port_and_one_address_has_their_metrics(service: Service) -> None:
@@ -98,6 +101,19 @@ def test_a_worker_that_is_killed_comes_again(service: Service) -> None:
     assert service.metric('ranking_requests_total{code="OK",method="Recommend"}') > 0, "what it counted stays"
 
 
+def test_a_scribe_that_is_killed_comes_again_and_logs_go_on(service: Service) -> None:
+    before = _pids(service, "scribe")
+    assert len(before) == 2
+    for scribe in before:
+        psutil.Process(scribe).kill()
+    wait_for(lambda: len(_pids(service, "scribe") - before) == 2 and _answers(service), "other scribes, and answers")
+    kept = service.metric('ranking_logged_requests_total{fate="kept"}')
+    wait_for(
+        lambda: _answers(service) and service.metric('ranking_logged_requests_total{fate="kept"}') > kept,
+        "requests of the other scribes in the log",
+    )
+
+
 def test_a_port_is_neither_shared_with_strangers_nor_lost_to_them(service: Service) -> None:
     port = int(service.address.rsplit(":", 1)[1])
     flags = ["--port", str(port), "--bundles", "var/x", "--feature-repo", "var/x"]
@@ -120,12 +136,15 @@ def test_a_port_is_held_before_anybody_listens() -> None:
         reserve_port("127.0.0.1", port)
 
 
-def test_sigterm_ends_all_and_leaves_nothing(service: Service) -> None:
+def test_sigterm_ends_all_and_leaves_nothing_but_the_last_request(service: Service) -> None:
+    with RankingClient(service.address, 5.0) as client:
+        request_id = client.recommend("u").request_id
     family = psutil.Process(service.process.pid).children(recursive=True)
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(20) == 0
     assert not [process for process in family if process.is_running()]
     assert not service.shared_dir.exists()
+    assert RequestLogReader(service.bundles.parent / "request-log").has(request_id)
 
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path_factory: pytest.TempPathFactory) -> None:

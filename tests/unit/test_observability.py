@@ -9,13 +9,15 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from features.ledger import Outcome
 from infra.settings import ROOT, Settings
 from serving import ranking_pb2
 from serving.logs import SERVER_FAULTS
-from serving.metrics import FATES, Metrics
+from serving.metrics import Metrics
+from serving.slate_metrics import FATES, SlateMetrics
 from serving.stages import SOURCE_OUTCOMES, STAGES
 from streaming.job_metrics import JobCollector
 from streaming.writer_metrics import WriterMetrics
@@ -95,6 +97,7 @@ def _of_the_job() -> Iterator[tuple[str, Series]]:
 EXIST: Mapping[str, Series] = {
     "up": Series("gauge", frozenset()),
     **dict(_of_objects(Metrics())),
+    **dict(_of_objects(SlateMetrics(CollectorRegistry()))),
     **dict(_of_objects(WriterMetrics())),
     **dict(_of_the_job()),
 }

@@ -18,9 +18,8 @@ from models.ranker.scorer import Ranker
 from models.ranker_inputs import HEADS, OOV, RankerInputs, RankerLayout
 from serving.past_request import past_request
 from serving.replay import Verdict, replay
-from serving.slate_record import to_record
 from tests.bench.split_ranker import SplitRanker, request_feed
-from tests.past_requests import answered, live_view, query
+from tests.past_requests import answered, live_view, query, record_of
 from tests.ranker_examples import random_inputs
 from tests.serving_bundle import write_tiny_bundle
 
@@ -86,7 +85,7 @@ def test_a_request_that_it_scored_replays(tmp_path: Path) -> None:
     bundle = replace(tiny, ranker=Ranker.load(path, layout, identity(len(HEADS))))
     answer = answered(live_view(bundle), query(count=20), max_candidates=100, min_candidates=100)
     for full, allowed in ((True, {Verdict.EQUAL}), (False, {Verdict.EQUAL, Verdict.CLOSE})):
-        record = parse_slate(to_record(answer, full_features=full).to_json())
+        record = parse_slate(record_of(answer, full_features=full).to_json())
         checks = {check.part: check.verdict for check in replay(past_request(record, bundle))}
         assert set(checks.values()) <= allowed, (full, checks)
         assert checks["features"] is checks["slate"] is checks["propensities"] is Verdict.EQUAL

@@ -12,8 +12,7 @@ from models.bundle import Bundle
 from models.refusal import RefusalError
 from serving.answer import Answer
 from serving.request_log import LoggedRequest, RequestLogWriter
-from serving.slate_record import to_record
-from tests.past_requests import NOW_MS, answered, live_view, query
+from tests.past_requests import NOW_MS, answered, live_view, query, record_of
 from tests.serving_bundle import write_tiny_bundle
 
 
@@ -35,7 +34,7 @@ def answer(stack: Path) -> Answer:
 
 
 def _log(stack: Path, *answers: Answer, full: bool = False) -> None:
-    records = [to_record(answer, full_features=full) for answer in answers]
+    records = [record_of(answer, full_features=full) for answer in answers]
     writer = RequestLogWriter(stack / "request-log", lambda: NOW_MS)
     writer.write([LoggedRequest(record=record, value=record.to_json()) for record in records])
     writer.close()

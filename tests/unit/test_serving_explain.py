@@ -9,19 +9,21 @@ from time import perf_counter
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from models.bundle import Bundle
 from serving import ranking_pb2 as pb
 from serving.answer import Answer, to_proto
 from serving.call_error import CallError
 from serving.explain import Explainer
-from serving.metrics import Metrics
 from serving.query import RequestError, check_explain
 from serving.request_log import RequestLogReader, RequestLogWriter
 from serving.rules import Rules
-from serving.slate_log import SlateLog
+from serving.slate_draft import draft_of
+from serving.slate_log import wants_all
+from serving.slate_metrics import SlateMetrics
+from serving.slate_writer import SlateWriter
 from serving.view import LiveView
-from tests.conftest import wait_for
 from tests.past_requests import NOW_MS, QUERIES, answered, live_view, query, rules
 from tests.serving_bundle import write_tiny_bundle
 
@@ -48,13 +50,12 @@ def explainer(view: LiveView, bundles: Path, tmp_path: Path) -> Iterator[Explain
     made.close()
 
 
-def _log(directory: Path, *answers: Answer, full_share: float = 0.0) -> Metrics:
-    metrics = Metrics()
-    writer = RequestLogWriter(directory, lambda: NOW_MS)
-    log = SlateLog(None, "none", metrics, requests=writer, full_share=full_share)
+def _log(directory: Path, *answers: Answer, full_share: float = 0.0) -> SlateMetrics:
+    metrics = SlateMetrics(CollectorRegistry())
+    writer = SlateWriter(None, "none", metrics, RequestLogWriter(directory, lambda: NOW_MS))
     for answer in answers:
-        assert log.submit(answer) is None
-    log.close()
+        writer.write(draft_of(answer, full_features=wants_all(answer, full_share)))
+    writer.close()
     return metrics
 
 
@@ -186,10 +187,7 @@ def test_what_cannot_be_logged_is_counted_and_the_rest_goes_on(view: LiveView, t
     answer = answered(view, query("r"))
     metrics = _log(file, answer)
     assert metrics.logged_requests.labels("dropped")._value.get() == 1
-    metrics = Metrics()
-    log = SlateLog(None, "none", metrics, requests=RequestLogWriter(tmp_path, lambda: NOW_MS))
-    log.submit(replace(answer, served_at_ms=b"now"))  # type: ignore[arg-type]  # no JSON value
-    log.submit(answer)
-    wait_for(lambda: RequestLogReader(tmp_path).find("r") is not None, "the request after the broken one")
-    log.close()
+    broken = replace(answer, served_at_ms=b"now")  # type: ignore[arg-type]  # no JSON value
+    metrics = _log(tmp_path, broken, answer)
+    assert RequestLogReader(tmp_path).find("r") is not None, "the request after the broken one"
     assert metrics.logged_requests.labels("dropped")._value.get() == 1

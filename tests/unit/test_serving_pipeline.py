@@ -22,10 +22,10 @@ from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import ItemRules, Query
 from serving.rerank import RerankConfig
 from serving.score import SUNK_SCORE
-from serving.slate_record import to_record
 from serving.stages import Progress
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
+from tests.past_requests import record_of
 from tests.serving_bundle import START_MS, promote, tiny_items, write_tiny_bundle
 
 NOW_MS = START_MS + 60_000
@@ -85,7 +85,7 @@ def _recommend(
 ) -> Answer:
     pipeline = Pipeline(users=users or Users(), slates=None, config=config, clock_ms=lambda: NOW_MS)
     answer = pipeline.recommend(view, _query(**query), progress or _progress())
-    parse_slate(to_record(answer).to_json())
+    parse_slate(record_of(answer).to_json())
     return answer
 
 

@@ -14,9 +14,8 @@ from serving.answer import Answer
 from serving.past_request import PastRequest, PastRequestError, past_request
 from serving.replay import Check, Verdict, replay
 from serving.rules import NO_RULES, Rules
-from serving.slate_record import to_record
 from serving.view import LiveView
-from tests.past_requests import QUERIES, answered, live_view, query, rules
+from tests.past_requests import QUERIES, answered, live_view, query, record_of, rules
 from tests.serving_bundle import write_tiny_bundle
 
 
@@ -36,7 +35,7 @@ def some_rules(tmp_path_factory: pytest.TempPathFactory) -> Rules:
 
 
 def _logged(answer: Answer, *, full_features: bool = True) -> SlateRecord:
-    record = to_record(answer, full_features=full_features)
+    record = record_of(answer, full_features=full_features)
     read = parse_slate(record.to_json())
     assert read.to_json() == record.to_json()
     return read
@@ -168,7 +167,7 @@ def test_a_record_that_cannot_be_put_together_says_so(view: LiveView, tmp_path: 
 
 
 def test_a_long_rank_is_logged_as_far_as_its_best(view: LiveView, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.slate_record.MAX_LOGGED", 20)
+    monkeypatch.setattr("serving.slate_draft.MAX_LOGGED", 20)
     ids = view.item_table.item_ids
     answer = answered(view, query(item_ids=ids, count=len(ids), explore=False))
     record = _logged(answer)

@@ -8,10 +8,9 @@ from models.bundle import Bundle
 from serving.answer import Answer
 from serving.past_request import PastRequest, past_request
 from serving.rules import NO_RULES, Rules
-from serving.slate_record import to_record
 from serving.trace import Trace, trace
 from serving.view import LiveView
-from tests.past_requests import QUERIES, answered, live_view, query, rules
+from tests.past_requests import QUERIES, answered, live_view, query, record_of, rules
 from tests.serving_bundle import write_tiny_bundle
 
 
@@ -26,7 +25,7 @@ def some_rules(tmp_path_factory: pytest.TempPathFactory) -> Rules:
 
 
 def _past(answer: Answer) -> PastRequest:
-    return past_request(parse_slate(to_record(answer).to_json()), answer.view.bundle)
+    return past_request(parse_slate(record_of(answer).to_json()), answer.view.bundle)
 
 
 def _really_dropped_by(answer: Answer, item_id: str) -> str:
@@ -94,7 +93,7 @@ def _shown_with(past: PastRequest, row: int, score: float) -> bool:
 def test_of_many_later_items_that_are_excluded_the_others_are_named(
     view: LiveView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.slate_record.MAX_NAMED", 2)
+    monkeypatch.setattr("serving.slate_draft.MAX_NAMED", 2)
     past = _past(answered(view, query(**QUERIES["allowed"])))
     assert past.evidence.excluded_since["not_allowed"] == {"but": True, "ids": ["new0"]}
     assert trace(past, "new0").dropped_by == "" and trace(past, "new1").dropped_by == "filter"

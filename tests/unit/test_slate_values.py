@@ -14,8 +14,8 @@ from features.slates import SlateError, SlateItem, SlateRecord, parse_slate
 from models.bundle import Bundle
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
 from serving.answer import Answer
-from serving.slate_record import to_json, to_record
-from tests.past_requests import QUERIES, answered, live_view, query
+from serving.slate_record import to_json
+from tests.past_requests import QUERIES, answered, live_view, query, record_of
 from tests.serving_bundle import write_tiny_bundle
 
 
@@ -36,7 +36,7 @@ def with_arrays(record: SlateRecord, changed: Mapping[str, PackedArray | None]) 
 @pytest.mark.parametrize("full", [False, True])
 def test_the_arrays_are_what_the_ranker_was_fed(answers: dict[str, Answer], kind: str, full: bool) -> None:
     answer = answers[kind]
-    record = parse_slate(to_json(to_record(answer, full_features=full)))
+    record = parse_slate(to_json(record_of(answer, full_features=full)))
     assert record.spec_version == specs.version()
     position_N, values_NG = item_values(record)
     inputs = answer.scored.inputs
@@ -78,7 +78,7 @@ def broken(record: SlateRecord) -> dict[str, Any]:
 
 
 def test_a_record_that_does_not_hold_together_is_refused_by_what_is_wrong(answers: dict[str, Answer]) -> None:
-    record = to_record(next(answer for answer in answers.values() if answer.scored.inputs is not None))
+    record = record_of(next(answer for answer in answers.values() if answer.scored.inputs is not None))
     for said, wrong in broken(record).items():
         with pytest.raises(SlateError, match=said):
             item_values(wrong)
@@ -95,7 +95,7 @@ def test_a_record_that_does_not_hold_together_is_refused_by_what_is_wrong(answer
 
 def test_features_of_some_positions_only(answers: dict[str, Answer]) -> None:
     """Of a record whose inputs are of the second item alone, and of version 1."""
-    record = to_record(next(answer for answer in answers.values() if answer.scored.inputs is not None))
+    record = record_of(next(answer for answer in answers.values() if answer.scored.inputs is not None))
     assert record.evidence is not None
     arrays = record.evidence.unpacked
     second = np.frombuffer(arrays["row_S"].data, "<i4")[1:2]
@@ -129,5 +129,5 @@ def test_features_of_some_positions_only(answers: dict[str, Answer]) -> None:
     ],
 )
 def test_what_the_service_did_not_have(answers: dict[str, Answer], note: str, user: bool, items: bool) -> None:
-    record = replace(to_record(next(iter(answers.values()))), degraded=(note,))
+    record = replace(record_of(next(iter(answers.values()))), degraded=(note,))
     assert Degraded.of(record) == Degraded(user=user, items=items)
