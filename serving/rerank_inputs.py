@@ -20,6 +20,9 @@ def contenders(
     """Gathers the candidates' columns of the view, the bundle's ALS factors and the rules' effects."""
     table = view.item_table
     explorable, als = retrieved.by_source.get("exploration"), view.bundle.sources.get("als")
+    explorable_I = np.zeros(len(table), np.bool_)  # so many times as fast as `isin`
+    if explorable is not None:
+        explorable_I[explorable.item_index] = True
     unscored_C = np.full(len(item_index_C), np.nan)
     return Contenders(
         score_C=scored.score_C,
@@ -29,7 +32,7 @@ def contenders(
             factors_CD=als.unit_factors(item_index_C) if isinstance(als, AlsSource) else None,
         ),
         age_ms_C=instant_ms - table.published_at_ms[item_index_C],
-        explorable_C=np.isin(item_index_C, [] if explorable is None else explorable.item_index),
+        explorable_C=explorable_I[item_index_C],
         click_probability_C=np.asarray(scored.probabilities.get("click", unscored_C), np.float64),
         clicks_C=view.items.column(_CLICKS, item_index_C).astype(np.float64),
         impressions_C=view.items.column(_IMPRESSIONS, item_index_C).astype(np.float64),

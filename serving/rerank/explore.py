@@ -49,19 +49,22 @@ def explored(
     from, rather than the click rates, so the logged propensity is the probability of the draw itself. Given the items
     above it, every other position is certain, so its propensity is 1.
     """
-    row_S, best = np.empty_like(order_S), iter(order_S)
-    propensity_S, explored_S = np.ones(len(order_S)), np.zeros(len(order_S), np.bool_)
-    pool = _Pool(open_C, contenders, config)
-    slots = exploration_slots(len(order_S), config) if rng is not None else ()
-    ahead = int(next(best, -1))
-    for position in range(len(order_S)):
-        able = pool.able(ahead) if position in slots else pool.nobody
-        if rng is not None and able.any() and rng.random() < config.epsilon:
-            row_S[position], chance = pool.draw(able, rng)
-            propensity_S[position], explored_S[position] = config.epsilon * chance, True
+    count = len(order_S)
+    row_S, propensity_S, explored_S = order_S.copy(), np.ones(count), np.zeros(count, np.bool_)
+    if rng is None:
+        return Drawn(row_S=row_S, propensity_S=propensity_S, explored_S=explored_S)
+    pool, drawn = _Pool(open_C, contenders, config), 0
+    for slot in exploration_slots(count, config):
+        able_P = pool.able(int(order_S[slot - drawn]))
+        if not able_P.any():
+            continue
+        if rng.random() < config.epsilon:
+            row, chance = pool.draw(able_P, rng)
+            row_S[slot + 1 :] = order_S[slot - drawn : count - drawn - 1]
+            row_S[slot], propensity_S[slot], explored_S[slot] = row, config.epsilon * chance, True
+            drawn += 1
         else:
-            row_S[position], propensity_S[position] = ahead, 1.0 - config.epsilon if able.any() else 1.0
-            ahead = int(next(best, -1))
+            propensity_S[slot] = 1.0 - config.epsilon
     return Drawn(row_S=row_S, propensity_S=propensity_S, explored_S=explored_S)
 
 
@@ -74,7 +77,6 @@ class _Pool:
         self._row_P = np.flatnonzero(open_C & np.isfinite(contenders.score_C))
         self._left_P = np.ones(len(self._row_P), np.bool_)
         self._rivals: Rivals | None = None
-        self.nobody = np.zeros(len(self._row_P), np.bool_)
 
     def able(self, ahead: int) -> Bools:
         """Who of them may take the position of the candidate that is due."""

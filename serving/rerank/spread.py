@@ -21,12 +21,14 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
     category, creator = _Shares(likeness.category_C), _Shares(likeness.creator_C)
     factors_CD = likeness.factors_CD if config.similarity_penalty else None
     window_D = np.zeros(0 if factors_CD is None else factors_CD.shape[1], np.float32)
+    costs_CD = None if factors_CD is None else np.float32(config.similarity_penalty) * factors_CD
     chosen: list[int] = []
+    penalty_C, likeness_C = np.empty_like(value_C), np.empty(len(value_C), np.float32)
     for position in range(min(len(value_C), config.spread_positions)):
-        penalty_C = category.paid_C() + creator.paid_C()
+        np.add(category.paid_C(), creator.paid_C(), out=penalty_C)
         if factors_CD is not None:
-            penalty_C += factors_CD @ window_D
-        row = int(np.argmax(left_C - penalty_C))
+            penalty_C += np.dot(factors_CD, window_D, out=likeness_C)
+        row = int(np.subtract(left_C, penalty_C, out=penalty_C).argmax())
         if left_C[row] == -np.inf:
             break
         left_C[row] = -np.inf
@@ -34,10 +36,10 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
         leaving = chosen[position - window] if position >= window else None
         category.move(row, leaving, config.category_penalty)
         creator.move(row, leaving, config.creator_penalty)
-        if factors_CD is not None:
-            window_D += config.similarity_penalty * factors_CD[row]
+        if costs_CD is not None:
+            window_D += costs_CD[row]
             if leaving is not None:
-                window_D -= config.similarity_penalty * factors_CD[leaving]
+                window_D -= costs_CD[leaving]
     rest_C = np.ones(len(value_C), np.bool_)
     rest_C[chosen] = False
     rest = np.flatnonzero(rest_C)
