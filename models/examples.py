@@ -32,9 +32,11 @@ from models.ranker_inputs import (
     hours,
     item_columns,
 )
+from models.splits import user_draw
 
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 
 LABELS: tuple[str, ...] = tuple(f"label_{head}" for head in HEADS)
 COLUMNS: tuple[str, ...] = (
@@ -68,6 +70,8 @@ class Examples:
     time_ms_N: Int64s
     user_N: Int64s
     """Dense index of the user within these examples."""
+    user_draw_N: Float64s
+    """The users' `models.splits.user_draw`."""
     request_N: Int64s
     """Dense index of the slate within these examples."""
 
@@ -131,11 +135,13 @@ def assemble(batches: Iterable[pa.RecordBatch], rows: int, layout: RankerLayout,
         users.append(batch.column("user_id").cast(pa.string()))
         requests.append(batch.column("request_id").cast(pa.string()))
         start += batch.num_rows
+    user_N, user_ids = _dense(users)
     return Examples(
         label_NT=joined.pop("label_NT"),
         time_ms_N=joined.pop("time_ms_N"),
-        user_N=_dense(users),
-        request_N=_dense(requests),
+        user_N=user_N,
+        user_draw_N=np.array([user_draw(user_id) for user_id in user_ids])[user_N],
+        request_N=_dense(requests)[0],
         inputs=RankerInputs(**joined),
     )
 
@@ -179,6 +185,8 @@ def _matrix(batch: pa.RecordBatch, names: Iterable[str], null: float) -> Float32
     return np.stack([column.to_numpy(zero_copy_only=False).astype(np.float32) for column in columns], axis=1)
 
 
-def _dense(parts: list[pa.Array]) -> Int64s:
+def _dense(parts: list[pa.Array]) -> tuple[Int64s, list[str]]:
+    """The index of each id, and the ids; the last one, which is no id, is that of null."""
     encoded = pa.chunked_array(parts).combine_chunks().dictionary_encode()
-    return np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+    index_N = np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+    return index_N, [*encoded.dictionary.to_pylist(), ""]

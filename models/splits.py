@@ -1,5 +1,10 @@
-"""Splits by time: train, then validation, then test. Nothing is ever tuned on test."""
+"""Splits by time, for what is reported, and by user, for what is shipped. Nothing is ever tuned on what is reported.
 
+By time: train, then validation, then test. A model that ends there has never seen the newest fifth, which is what the
+model before it brought about; what is shipped is trained again on all times, without some users who judge it.
+"""
+
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +13,7 @@ import numpy.typing as npt
 from models.refusal import RefusalError
 
 Int64s = npt.NDArray[np.int64]
+Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -33,6 +39,27 @@ class TimeSplit:
     def test(self, time_ms_N: Int64s) -> Bools:
         """Marks the examples that are reported."""
         return time_ms_N >= self.test_start_ms
+
+
+CALIBRATION_SHARE, JUDGING_SHARE = 0.05, 0.15
+"""Of the users, how many choose the epoch and calibrate, and how many judge. They are the same in every run, so that
+the champion has not been trained on the users by whom a later bundle is compared with it."""
+
+
+def user_draw(user_id: str) -> float:
+    """A number from 0 to below 1 that is the user's in every run."""
+    digest = hashlib.blake2b(user_id.encode(), digest_size=8, person=b"held-out").digest()
+    return (int.from_bytes(digest) >> 11) / 2**53
+
+
+def is_judging(draw_N: Float64s) -> Bools:
+    """Marks those of users who judge what is shipped."""
+    return draw_N < JUDGING_SHARE
+
+
+def is_calibrating(draw_N: Float64s) -> Bools:
+    """Marks those of users by whom what is shipped is calibrated."""
+    return (draw_N >= JUDGING_SHARE) & (draw_N < JUDGING_SHARE + CALIBRATION_SHARE)
 
 
 def time_split(time_ms_N: Int64s, validation_share: float = 0.1, test_share: float = 0.1) -> TimeSplit:

@@ -1,6 +1,8 @@
 """`python -m models.train_ranker`: trains, calibrates, exports and reports the multitask ranker.
 
-The last tenth of the examples by time is test, the tenth before it validation (early stopping, calibration).
+Twice. What is reported is trained on the older examples: the last tenth by time is test, the tenth before it validation
+(early stopping, calibration). What is shipped is trained by the same settings on examples of all times, the newest too,
+but for those of some users: one part of them is its validation, the other judges it (`models.splits`).
 """
 
 import argparse
@@ -8,6 +10,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,7 @@ from models.ranker.scorer import Ranker
 from models.ranker.single_task import train_single_tasks
 from models.ranker.training import Data, Trained, predict, train_ranker
 from models.ranker_inputs import HEADS, RankerInputs, RankerLayout
-from models.splits import TimeSplit, time_split
+from models.splits import SplitError, TimeSplit, is_calibrating, is_judging, time_split, user_draw
 from models.workspace import CANDIDATES, REPORT, TEST_EXAMPLES, atomic_json, latest_run, new_run
 from models.workspace import RANKER as KIND
 
@@ -43,6 +46,7 @@ log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
 
 MAX_TEST_EXAMPLES = 20_000
+"""The newest that are left for promotion to judge bundles on."""
 
 
 def layout_for(item_table: ItemTable, devices: tuple[str, ...]) -> RankerLayout:
@@ -85,6 +89,25 @@ def split_rows(examples: Examples, split: TimeSplit) -> dict[str, Int64s]:
     return rows
 
 
+def shipped_rows(examples: Examples, split: TimeSplit) -> dict[str, Int64s]:
+    """The rows of what is shipped: `train`, `validation` (of the calibrating users) and `test`, those of the judging
+    users since the time split's train part. Raises `SplitError` when a part is empty.
+    """
+    draw_N = examples.user_draw_N
+    judging_N, calibrating_N = is_judging(draw_N), is_calibrating(draw_N)
+    parts = {
+        "train": ~judging_N & ~calibrating_N,
+        "validation": calibrating_N,
+        "test": judging_N & (examples.time_ms_N >= split.validation_start_ms),
+    }
+    rows = {name: np.flatnonzero(part) for name, part in parts.items()}
+    for name, part in rows.items():
+        if not len(part):
+            users = len(np.unique(examples.user_N))
+            raise SplitError(f"no example of {users} users is in the part {name}: let more users gather.")
+    return rows
+
+
 def look_for_leaks(examples: Examples, train_rows: Int64s, config: RankerConfig) -> None:
     """Raises `LeakageError` for a windowed feature that knows the future, or only logs it where so configured."""
     try:
@@ -96,13 +119,11 @@ def look_for_leaks(examples: Examples, train_rows: Int64s, config: RankerConfig)
 
 
 def fit(
-    examples: Examples, layout: RankerLayout, config: RankerConfig, rows: dict[str, Int64s], seed: int, workspace: Path
+    examples: Examples, layout: RankerLayout, config: RankerConfig, rows: dict[str, Int64s], seed: int, checkpoint: Path
 ) -> Fitted:
-    """Trains and calibrates; test rows are not touched."""
+    """Trains and calibrates; test rows are not touched. The checkpoint stays."""
     data = Data.of(examples, rows["train"], rows["validation"])
-    checkpoint = workspace / KIND / "checkpoint.pt"
     trained = train_ranker(data, layout, config, seed, checkpoint)
-    checkpoint.unlink(missing_ok=True)
     logit_NT = predict(trained.network, data.inputs, rows["validation"])
     calibration = calibrate(logit_NT, examples.label_NT[rows["validation"]])
     return Fitted(data=data, layout=layout, trained=trained, calibration=calibration)
@@ -146,18 +167,31 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
     rows = split_rows(examples, split)
     look_for_leaks(examples, rows["train"], config)
     log.info("read %d examples in %.1f s", len(examples), time.monotonic() - started)
-    fitted = fit(examples, layout, config, rows, seed, workspace)
+    own_rows = shipped_rows(examples, split)
+    checkpoints = [workspace / KIND / f"checkpoint-{name}.pt" for name in ("reported", "shipped")]
+    fitted = fit(examples, layout, config, rows, seed, checkpoints[0])
+    log.info("trained what is reported after %.1f s", time.monotonic() - started)
+    shipped = fit(examples, layout, config, own_rows, seed, checkpoints[1])
+    samples = export_samples(examples, rows["validation"])
     with new_run(workspace, KIND, run_id) as draft:
-        export(fitted.trained.network, draft / RANKER, export_samples(examples, rows["validation"]))
+        export(shipped.trained.network, draft / RANKER, samples)
         atomic_json(draft / LAYOUT, layout.to_json())
-        atomic_json(draft / CALIBRATION, fitted.calibration.to_json())
-        pq.write_table(_test_rows(dataset, split), draft / TEST_EXAMPLES)
-        ranker = Ranker.load(draft / RANKER, layout, fitted.calibration, config.threads)
+        atomic_json(draft / CALIBRATION, shipped.calibration.to_json())
+        pq.write_table(_judging_rows(dataset, split), draft / TEST_EXAMPLES)
         trained_s = time.monotonic() - started
         log.info("trained and exported after %.1f s; comparing", trained_s)
+        with TemporaryDirectory() as directory:
+            reported = Path(directory) / RANKER
+            export(fitted.trained.network, reported, samples)
+            ranker = Ranker.load(reported, layout, fitted.calibration, config.threads)
         others, single_task = comparisons(examples, fitted, config, rows, seed)
         report: dict[str, Any] = {
             **report_on(examples, ranker, others, rows, seed),
+            "shipped": {
+                "epochs": shipped.trained.epochs,
+                "best_epoch": shipped.trained.best_epoch,
+                "examples": {name: len(part) for name, part in own_rows.items()},
+            },
             "single_task_training": single_task,
             "run_id": run_id,
             "candidates_run_id": candidates.name,
@@ -173,13 +207,20 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
             "seconds": time.monotonic() - started,
         }
         atomic_json(draft / REPORT, report)
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
     log.info("run %s: click AUC %.4f in %.1f s", run_id, report["heads"]["click"]["auc"], report["seconds"])
     return report
 
 
-def _test_rows(dataset: ds.Dataset, split: TimeSplit) -> pa.Table:
-    test = dataset.filter(ds.field("t_ms") >= split.test_start_ms)
-    return pa.Table.from_batches(example_batches(newest(test, MAX_TEST_EXAMPLES)))
+def _judging_rows(dataset: ds.Dataset, split: TimeSplit) -> pa.Table:
+    """The newest examples of the judging users, since the time split's train part."""
+    recent = dataset.filter(ds.field("t_ms") >= split.validation_start_ms)
+    batches = []
+    for batch in example_batches(recent):
+        draw_N = np.array([user_draw(user_id or "") for user_id in batch.column("user_id").to_pylist()])
+        batches.append(batch.filter(pa.array(is_judging(draw_N))))
+    return newest(ds.dataset(pa.Table.from_batches(batches)), MAX_TEST_EXAMPLES).to_table()
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ RANKER = "ranker"
 """Runs of `models.train_ranker`: the graph, its layout and calibration, the test examples and the report."""
 REPORT = "report.json"
 TEST_EXAMPLES = "test_examples.parquet"
-"""The newest examples as rows of the lake, so that promotion can put any bundle to the same questions."""
+"""The newest examples of users on whom no ranker is trained, as rows of the lake, so that promotion can put any bundle
+to the same questions."""
 LATEST = "latest.json"
 RUNS_KEPT = 5
 

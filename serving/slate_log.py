@@ -112,15 +112,16 @@ class SlateLog:
             _log.warning("slate %s not logged: %s", answer.query.request_id, type(error).__name__)
 
     def _connected(self) -> Connection | None:
-        """The line to the scribe, waiting for it; None when there is none before the end."""
+        """The line to the scribe, waiting for it; None when there is none at the end."""
         while self._scribe is None:
-            line = socket.socket(socket.AF_UNIX)
+            ending, line = self._stop.is_set(), socket.socket(socket.AF_UNIX)
             try:
                 line.connect(str(self._address))
             except OSError:  # it is starting
                 line.close()
-                if self._stop.wait(POLL_S):
+                if ending:
                     return None
+                self._stop.wait(POLL_S)
             else:
                 self._scribe = Connection(line.detach())
         return self._scribe

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from models import refusal, train_candidates
+from models.evaluate_bundle import read_test_examples
 from models.item_table import ItemTable
 from models.ranker.optimiser import AdamW
 from models.sources.als import AlsSource
-from models.workspace import CANDIDATES, latest_run
+from models.splits import CALIBRATION_SHARE, JUDGING_SHARE, user_draw
+from models.workspace import CANDIDATES, TEST_EXAMPLES, latest_run
 from tests.conftest import ROOT
 from tests.synthetic_lake import synthetic_lake
 
@@ -130,6 +132,20 @@ def test_reports_name_every_source_and_head(promoted: dict[str, dict]) -> None:
     assert low < click["auc"] < high
     slates = promoted["train_ranker"]["slate_ndcg"]
     assert slates["millrace"] > slates["popularity"]
+
+
+def test_what_is_shipped_knows_the_newest_examples_and_is_judged_by_users_that_it_does_not_know(
+    promoted: dict[str, dict], paths: dict[str, str]
+) -> None:
+    report = promoted["train_ranker"]
+    shipped, reported = report["shipped"]["examples"], report["examples"]
+    judging = read_test_examples(latest_run(Path(paths["--workspace"]), "ranker") / TEST_EXAMPLES)
+    draws = [user_draw(user_id) for user_id in judging["user_id"].to_pylist()]
+    assert len(draws) == shipped["test"] > 0 and max(draws) < JUDGING_SHARE
+    assert min(judging["t_ms"].to_pylist()) >= report["split"]["validation_start_ms"]
+    everybody = sum(reported.values())
+    assert shipped["train"] + shipped["validation"] < everybody - shipped["test"]
+    assert shipped["train"] == pytest.approx(everybody * (1 - JUDGING_SHARE - CALIBRATION_SHARE), rel=0.15)
 
 
 @pytest.mark.parametrize("knows_the_test_part", [False, True])

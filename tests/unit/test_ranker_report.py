@@ -1,5 +1,7 @@
 """The report: intervals against copied rows, what the comparisons say, and what the single-task nets may cost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,12 @@ from models.ranker.scorer import Ranker
 from models.ranker.single_task import budget
 from models.ranker.training import Data, predict, train_ranker
 from models.ranker_inputs import HEADS
-from models.train_ranker import Fitted, calibrate, comparisons, export_samples
+from models.splits import SplitError, time_split, user_draw
+from models.train_ranker import Fitted, calibrate, comparisons, export_samples, shipped_rows
 from tests.ranker_examples import CONFIG, small
 
+DRAW_OF_USER_0 = 0.44911386224110095
+"""Fixed, since another would part the users otherwise than the champion's run did."""
 NAN = float("nan")
 
 
@@ -129,3 +134,24 @@ def test_single_task_nets_stay_within_their_budget(fitted: Fitted, share: float)
         assert 1 <= epochs <= CONFIG.epochs
         assert not part.label_NT[part.train_rows].isnan().any(), HEADS[t]
         assert set(part.train_rows) <= set(fitted.data.train_rows)
+
+
+def test_the_rows_of_what_is_shipped_part_the_users_alike_in_every_run() -> None:
+    examples = small().examples
+    split = time_split(examples.time_ms_N)
+    rows = shipped_rows(examples, split)
+    users = {name: set(examples.user_N[part].tolist()) for name, part in rows.items()}
+    assert not users["train"] & users["validation"] and not users["train"] & users["test"]
+    assert not users["validation"] & users["test"]
+    assert examples.time_ms_N[rows["train"]].max() >= split.test_start_ms, "the newest examples teach, too"
+    assert examples.time_ms_N[rows["test"]].min() >= split.validation_start_ms
+    known = replace(examples, user_draw_N=np.full(len(examples), 0.5))
+    with pytest.raises(SplitError, match="no example of 50 users is in the part validation"):
+        shipped_rows(known, split)
+
+
+def test_a_draw_is_the_users_own_and_spreads_evenly() -> None:
+    draws = np.array([user_draw(f"user-{k:05}") for k in range(20_000)])
+    assert user_draw("user-00000") == draws[0] == pytest.approx(DRAW_OF_USER_0, abs=1e-15)
+    counts, _ = np.histogram(draws, bins=20, range=(0, 1))
+    assert counts.sum() == 20_000 and counts.min() > 900 and counts.max() < 1_100
