@@ -123,20 +123,25 @@ def _closed_loop(console: Console, bench: Bench) -> list[Row]:
         work = {"ours": (one, ROUND_REQUESTS), "floor": (echo, ROUND_REQUESTS), "stock": (stock.rank, STOCK_REQUESTS)}
         for warm, count in ((one, WARM_UP_REQUESTS), (echo, WARM_UP_REQUESTS), (stock.rank, 1)):
             _timed(warm, count)
-        before_s = _worker_cpu_s(bench)
+        before_s = {role: _cpu_s(bench, role) for role in ("worker", "scribe")}
         for _ in range(ROUNDS):
             for name, (do, count) in work.items():
                 taken[name].append(_timed(do, count))
     p50 = {name: statistics.median(float(np.median(ms)) for ms in rounds) for name, rounds in taken.items()}
     p99 = statistics.median(float(np.percentile(ms, 99)) for ms in taken["ours"])
-    cpu_ms = (_worker_cpu_s(bench) - before_s) / (ROUNDS * ROUND_REQUESTS) * 1_000
+    cpu_ms = {
+        role: (_cpu_s(bench, role) - was_s) / (ROUNDS * ROUND_REQUESTS) * 1_000 for role, was_s in before_s.items()
+    }
     settings = {**described(world), "rounds": ROUNDS, "requests": ROUND_REQUESTS, "load": round(load, 1)}
     settings["degraded"] = dict(Counter(cut_short))
     console.print(f"serving: one client, p50 {p50['ours']:.2f} ms, p99 {p99:.2f} ms; floor {p50['floor']:.2f} ms")
     return [
         Row(name="recommend_ms_p50", value=p50["ours"], unit="ms", settings=settings),
         Row(name="recommend_ms_p99", value=p99, unit="ms", settings=settings),
-        Row(name="worker_cpu_ms_per_request", value=cpu_ms, unit="ms", settings=settings),
+        *(
+            Row(name=f"{role}_cpu_ms_per_request", value=value, unit="ms", settings=settings)
+            for role, value in cpu_ms.items()
+        ),
         Row(name="floor_ms_p50", value=p50["floor"], unit="ms", settings=settings),
         Row(name="floor_ratio", value=p50["ours"] / p50["floor"], unit="ratio", settings=settings),
         Row(name="stock_ms_p50", value=p50["stock"], unit="ms", settings=settings | stock.described),
@@ -182,10 +187,10 @@ def _floor(bench: Bench) -> Iterator[Callable[[], object]]:
         yield lambda: call(sent, timeout=10)
 
 
-def _worker_cpu_s(bench: Bench) -> float:
-    """Processor time of the workers so far: what other work on the machine disturbs least."""
+def _cpu_s(bench: Bench, role: str) -> float:
+    """Processor time of the processes of a role so far: what other work on the machine disturbs least."""
     children = psutil.Process(bench.service.process.pid).children()
-    return sum(sum(each.cpu_times()[:2]) for each in children if "serving.worker" in each.cmdline())
+    return sum(sum(each.cpu_times()[:2]) for each in children if f"serving.{role}" in each.cmdline())
 
 
 def _timed(do: Callable[[], object], count: int) -> np.ndarray:
@@ -239,7 +244,7 @@ def _memory(bench: Bench) -> list[Row]:
     """Of each process, and of what they share."""
     rows = []
     for process in psutil.Process(bench.service.process.pid).children():
-        role = "keeper" if "serving.keeper" in process.cmdline() else "worker"
+        (role,) = [name for name in ("keeper", "scribe", "worker") if f"serving.{name}" in process.cmdline()]
         got = process.memory_full_info()
         for kind, size in (("rss", got.rss), ("own", got.uss)):
             rows.append(Row(name=f"{role}_{kind}_mb", value=size / 1e6, unit="MB", settings=described(bench.world)))
