@@ -1,8 +1,10 @@
 """The demo on the synthetic world: seed its history, train, let its users live, and account for every record."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from features.names import MS_PER_SECOND
 from infra.airflow import DAG_IDS
 from infra.airflow_client import AirflowError
 from infra.demo.chain import Chain
@@ -19,6 +21,20 @@ from streaming.world import World, WorldParameters
 PROMOTE = DAG_IDS[-1]
 NEW_ITEMS_LIVE = 20
 """Items published when the live phase begins, which no training has seen."""
+
+
+def live_days_accepted(since_ms: int, now_ms: int) -> str:
+    """Limits of the quality gates (`features.quality_limits`) that accept the days of the live phases: users ask for
+    slate after slate within seconds, so what they did in the last hour is unlike what it was on the days before.
+    """
+    since, now = (datetime.fromtimestamp(ms / MS_PER_SECOND, UTC).date() for ms in (since_ms, now_ms))
+    days = [since + timedelta(days=k) for k in range((now - since).days + 1)]
+    reason = "the live phases of the demo put hours into seconds"
+    return "".join(
+        f'[[{suite}.accepted_days]]\ndate = {day}\nreason = "{reason}"\n'
+        for suite in ("events", "examples")
+        for day in days
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +108,8 @@ class WorldScenario:
 
     def _retrain(self, client: RankingClient) -> None:
         """Trains on all that happened; a challenger that the gates refuse leaves the champion serving."""
+        limits = live_days_accepted(self.world.now_ms, self.chain.phases.now_ms())
+        self.chain.settings.quality_limits.write_text(limits)
         self.chain.wait_for_features(self.world.ledger)
         try:
             self.chain.train()

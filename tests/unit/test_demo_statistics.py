@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from features.quality_limits import QualityLimits
 from infra.demo.live import ARMS, LiveResult, Outcome
 from infra.demo.statistics import gap_share, latency, ratio_interval
+from infra.demo.world_scenario import live_days_accepted
 
 
 def test_latency_keeps_the_values_and_their_percentiles() -> None:
@@ -58,3 +62,13 @@ def test_a_live_result_tells_newcomers_with_few_events_from_the_rest() -> None:
     assert (report["coverage"], report["age_days"]) == (0.25, 2.0)
     assert report["watch_s_per_slate"] == pytest.approx((2 + 9 + 2 + 4) / 4)
     assert result.by_round("millrace") == [11 / 20, 6 / 20]
+
+
+def test_the_gates_accept_the_days_of_the_live_phases_and_no_other(tmp_path: Path) -> None:
+    file, midnight_ms = tmp_path / "quality.toml", 1_764_460_800_000  # 2025-11-30, 00:00 UTC
+    for since_ms, days in ((midnight_ms + 5, ["2025-11-30"]), (midnight_ms - 5, ["2025-11-29", "2025-11-30"])):
+        file.write_text(live_days_accepted(since_ms, midnight_ms + 60_000))
+        limits = QualityLimits.read(file)
+        for suite in (limits.events, limits.examples):
+            assert [str(day.date) for day in suite.accepted_days] == days
+        assert not limits.items.accepted_days
