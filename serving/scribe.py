@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
@@ -85,11 +85,9 @@ class Scribe:
                 return
 
 
-def slate_writer(config: ServerConfig) -> SlateWriter:
+def slate_writer(config: ServerConfig, clock_ms: Callable[[], int]) -> SlateWriter:
     """Writes where the configuration says."""
-    requests = None
-    if config.request_log is not None:
-        requests = RequestLogWriter(config.request_log, lambda: time.time_ns() // 1_000_000)
+    requests = None if config.request_log is None else RequestLogWriter(config.request_log, clock_ms)
     metrics = SlateMetrics(CollectorRegistry())
     return SlateWriter(config.bootstrap_servers, config.topics.slates, metrics, requests)
 
@@ -102,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop = Event()
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_, lambda *_: stop.set())
-    Scribe(config.scribe_address, slate_writer(config)).run(stop)
+    writer = slate_writer(config, clock_ms=lambda: time.time_ns() // 1_000_000)
+    Scribe(config.scribe_address, writer).run(stop)
     _log.info("stopped")
     return 0
 
