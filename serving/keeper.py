@@ -4,17 +4,15 @@
 """
 
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from threading import Event
 
 from features.backends import open_backend
 from features.repo import store_location
 from serving.logs import log_as_json
 from serving.options import parse_arguments
-from serving.processes import end_with_parent
+from serving.processes import end_with_parent, stop_on_signal
 from serving.snapshot_files import SnapshotWriter
 from serving.upkeep import Upkeep
 
@@ -26,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_arguments(arguments)
     end_with_parent(config.parent)
     log_as_json(config.log_level)
-    stop = Event()
-    for signal_ in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_, lambda *_: stop.set())
+    stop = stop_on_signal()
     upkeep = Upkeep(
         publication=SnapshotWriter(config.snapshot_dir),
         open_store=lambda version: open_backend(store_location(config.feature_repo), version),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -46,6 +47,14 @@ def end_with_parent(parent: int | None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:
         raise SystemExit(f"the parent {parent} has ended.")
+
+
+def stop_on_signal() -> Event:
+    """What is set at SIGTERM or SIGINT. For a process without an event loop."""
+    stop = Event()
+    for signal_ in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_, lambda *_: stop.set())
+    return stop
 
 
 def reserve_port(host: str, port: int) -> socket.socket:

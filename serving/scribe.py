@@ -6,7 +6,6 @@ with. A scribe outlives its worker and takes the next one's drafts; SIGTERM ends
 """
 
 import logging
-import signal
 import socket
 import sys
 import time
@@ -20,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from serving.logs import log_as_json
 from serving.options import ServerConfig, parse_arguments
-from serving.processes import end_with_parent
+from serving.processes import end_with_parent, stop_on_signal
 from serving.request_log import RequestLogWriter
 from serving.slate_metrics import SlateMetrics
 from serving.slate_writer import SlateWriter
@@ -97,9 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_arguments(arguments)
     end_with_parent(config.parent)
     log_as_json(config.log_level)
-    stop = Event()
-    for signal_ in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_, lambda *_: stop.set())
+    stop = stop_on_signal()
     writer = slate_writer(config, clock_ms=lambda: time.time_ns() // 1_000_000)
     Scribe(config.scribe_address, writer).run(stop)
     _log.info("stopped")

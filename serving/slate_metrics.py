@@ -7,8 +7,8 @@ LOG_FATES = ("kept", "dropped")
 
 
 class SlateMetrics:
-    """A part of `serving.metrics.Metrics` in a worker, and all that a scribe counts. Every fate starts at 0: a counter
-    that appears with 1 has not increased, for alerts.
+    """A part of `serving.metrics.Metrics` in a worker, and all that a scribe counts. Every fate starts at 0, since
+    to an alert a counter that appears with 1 has not increased.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

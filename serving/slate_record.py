@@ -65,7 +65,7 @@ def to_record(draft: SlateDraft) -> SlateRecord:
     evidence = draft.record.evidence
     if evidence is None:
         raise ValueError(f"slate {draft.record.request_id}: the draft has no evidence; allowed: one of draft_of")
-    unscored_M = np.zeros(len(draft.item_index_M), np.bool_) if draft.cut else _unscored(draft)
+    unscored_M = ~np.isin(draft.item_index_M, draft.item_index_C) & (not draft.cut)
     known_N = np.concatenate([draft.item_index_C, draft.item_index_M[unscored_M]])
     proposed = _proposed(draft, known_N)
     arrays = {
@@ -113,11 +113,6 @@ def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
         SlateCandidate(item_id=item_id, score=score, sources=names[bits])
         for (item_id, bits), score in zip(found, draft.scores_C, strict=True)
     )
-
-
-def _unscored(draft: SlateDraft) -> npt.NDArray[np.bool_]:
-    unscored_M: npt.NDArray[np.bool_] = ~np.isin(draft.item_index_M, draft.item_index_C)
-    return unscored_M
 
 
 def _proposed(draft: SlateDraft, known_N: Int32s) -> dict[str, Int32s]:
