@@ -23,7 +23,9 @@ REPORT_DIR = ROOT / "var" / "demo"
 
 def demo_settings(seed: int) -> Settings:
     """Settings of the demo's own stack, beside the user's."""
-    return load_settings(stack="demo", var_dir=REPORT_DIR / "stack", seed=seed)
+    var_dir = REPORT_DIR / "stack"
+    # Its own, since the scenarios write the file.
+    return load_settings(stack="demo", var_dir=var_dir, quality_limits=var_dir / "quality.toml", seed=seed)
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:

@@ -5,6 +5,7 @@ import pytest
 
 from features.quality_limits import QualityLimits
 from infra.demo.live import ARMS, LiveResult, Outcome
+from infra.demo.run import demo_settings
 from infra.demo.statistics import gap_share, latency, ratio_interval
 from infra.demo.world_scenario import live_days_accepted
 
@@ -72,3 +73,9 @@ def test_the_gates_accept_the_days_of_the_live_phases_and_no_other(tmp_path: Pat
         for suite in (limits.events, limits.examples):
             assert [str(day.date) for day in suite.accepted_days] == days
         assert not limits.items.accepted_days
+
+
+def test_the_demo_writes_no_limits_of_somebody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MILLRACE_QUALITY_LIMITS", str(tmp_path / "mine.toml"))
+    settings = demo_settings(seed=1)
+    assert settings.quality_limits.parent == settings.var_dir
