@@ -10,6 +10,7 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, Message, TopicParti
 
 from features.items import parse_item
 from features.names import Topics
+from infra.kafka import end_offsets
 from streaming.producer import ProduceError, Producer, publish_items, publish_records
 from streaming.records import Record, RecordKind
 from streaming.replay import replay_file
@@ -30,9 +31,8 @@ def read_all(bootstrap_servers: str, topic: str) -> list[Message]:
     """Every message of the topic up to its end at the time of the call."""
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "test", "enable.auto.commit": False})
     try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
+        ends = end_offsets(consumer, [topic])
+        consumer.assign([TopicPartition(topic, partition, 0) for _, partition in ends])
         messages: list[Message] = []
         deadline = time.monotonic() + 60
         while len(messages) < sum(ends.values()):

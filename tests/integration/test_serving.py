@@ -26,6 +26,7 @@ from features.tile_rows import TileRow
 from features.tiles import ITEM_TILES, USER_CATEGORY_TILES, TileFamily
 from features.user_state import Interaction
 from infra.cli import app
+from infra.kafka import create_topics, end_offsets
 from models.bundle import champion_id
 from serving.client import RankingClient, RankingError
 from tests.conftest import ROOT, wait_for
@@ -67,8 +68,6 @@ def _now_ms() -> int:
 
 @pytest.fixture(scope="module")
 def module_topics(kafka_broker: str) -> Topics:
-    from infra.kafka import create_topics
-
     own = {name: f"{name}.serving-test" for name in ("events", "items", "slates")}
     names = Topics(version="serving-test", **own)
     create_topics(kafka_broker, names)
@@ -254,13 +253,11 @@ def _all_of(bootstrap_servers: str, service: Service) -> list[Message]:
     topic = service.topics.events
     consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "test", "enable.auto.commit": False})
     try:
-        partitions = [
-            TopicPartition(topic, at, 0) for at in consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ]
-        ends = sum(consumer.get_watermark_offsets(partition, timeout=10)[1] for partition in partitions)
-        consumer.assign(partitions)
+        ends = end_offsets(consumer, [topic])
+        consumer.assign([TopicPartition(topic, partition, 0) for _, partition in ends])
+        sent = sum(ends.values())
         found: list[Message] = []
-        wait_for(lambda: found.extend(consumer.consume(100, 0.2)) or len(found) >= ends, f"{ends} records of {topic}")
+        wait_for(lambda: found.extend(consumer.consume(100, 0.2)) or len(found) >= sent, f"{sent} records of {topic}")
         return found
     finally:
         consumer.close()

@@ -24,12 +24,11 @@ from features.repo import FeatureRepo, write_repo
 from features.tile_rows import TileRow, family_named
 from features.tiles import DAY_TILE_MS, FAMILIES
 from features.user_state import Interaction
-from infra.kafka import create_topics
+from infra.kafka import create_topics, partition_spans
 from tests.conftest import ROOT, free_port, running, running_broker, wait_for
 from tests.oracles.keyed_sets import assert_sets_are_those_of
 
 NOW_MS = 1_800_000_034_567
-PARTITIONS = 2
 USERS = [f"user-{n}" for n in range(12)]
 
 
@@ -150,12 +149,7 @@ def start(kafka_broker: str, topics: Topics, tmp_path: Path) -> Start:
 
 
 def produced(bootstrap_servers: str, topic: str) -> dict[int, int]:
-    from confluent_kafka import Consumer, TopicPartition
-
-    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "ends"})
-    ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in range(PARTITIONS)}
-    consumer.close()
-    return {partition: end for partition, end in ends.items() if end}
+    return {partition: end for partition, (_, end) in partition_spans(bootstrap_servers, topic).items() if end}
 
 
 def wait_until_stored(store: Backend, bootstrap_servers: str, topics: Topics, timeout_s: float = 60) -> None:
