@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from features import specs
+from models.arrays import load_arrays
 from models.item_table import ItemTable
 from models.ranker.calibration import Calibration
 from models.ranker.scorer import Ranker
@@ -64,7 +63,7 @@ class Bundle:
             bundle_id=str(manifest["bundle_id"]),
             path=path,
             manifest=manifest,
-            item_table=_part(path / ITEMS, lambda file: ItemTable.from_arrays(_arrays(file))),
+            item_table=_part(path / ITEMS, lambda file: ItemTable.from_arrays(load_arrays(file))),
             sources={name: _part(source_file(path, name), _source(name)) for name in manifest["sources"]},
             ranker=_part(path / RANKER, lambda file: Ranker.load(file, layout, calibration, threads)),
             value_weights=read_value_weights(path),
@@ -190,12 +189,7 @@ def _other_features(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _source(name: str) -> Callable[[Path], Source]:
-    return lambda file: SOURCE_TYPES[name].from_arrays(_arrays(file))
-
-
-def _arrays(file: Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as stored:
-        return dict(stored)
+    return lambda file: SOURCE_TYPES[name].from_arrays(load_arrays(file))
 
 
 def _part(file: Path, read: Callable[[Path], Part]) -> Part:

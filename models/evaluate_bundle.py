@@ -9,12 +9,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from models.affinity import affinity_of
 from models.bundle import Bundle
 from models.examples import BATCH_ROWS, COLUMNS, assemble
 from models.metrics import auc, expected_calibration_error, gauc, log_loss
 from models.ranker.evaluation import realised_value, slate_ndcg
 from models.ranker_inputs import CANDIDATE_FEATURES, HEADS
 from models.refusal import RefusalError
+from models.sources.als import AlsSource
 from models.value import DEFAULT_WEIGHTS, value
 
 Float32s = npt.NDArray[np.float32]
@@ -87,10 +89,12 @@ def read_test_examples(path: Path) -> pa.Table:
 
 
 def score_examples(bundle: Bundle, rows: pa.Table) -> ScoredExamples:
-    """Scores the rows as this bundle would: its own indices, ranker and calibration."""
+    """Scores the rows as this bundle would: its own indices, factors, ranker and calibration."""
     examples = assemble(
         rows.to_batches(max_chunksize=BATCH_ROWS), rows.num_rows, bundle.ranker.layout, bundle.item_table
     )
+    if isinstance(als := bundle.sources.get("als"), AlsSource):
+        examples = examples.with_affinity(affinity_of(examples, [als]))
     return ScoredExamples(
         label_NT=examples.label_NT,
         served=bundle.ranker.score(examples.inputs.as_served()),

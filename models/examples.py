@@ -1,10 +1,10 @@
 """Training examples: the lake's impressions as the ranker's inputs, with labels.
 
-The assembly is `models.ranker_inputs`', as in a request. Shapes: N examples, T heads.
+The assembly is `models.ranker_inputs`', as in a request. Shapes: N examples, T heads, H distinct histories.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from features.names import LakeTables
 from features.specs import WINDOWED_FEATURES
-from models.history import EVENT_TYPES, HISTORY_EVENTS, Histories, collapse
+from models.history import EVENT_TYPES, HISTORY_EVENTS, Histories, UserHistory, collapse
 from models.item_table import ItemTable
 from models.lake import LakeError, index_in, read_table
 from models.ranker_inputs import (
@@ -31,6 +31,7 @@ from models.ranker_inputs import (
     history_slots,
     hours,
     item_columns,
+    no_affinity,
 )
 from models.splits import user_draw
 
@@ -74,9 +75,17 @@ class Examples:
     """The users' `models.splits.user_draw`."""
     request_N: Int64s
     """Dense index of the slate within these examples."""
+    history_N: Int64s
+    """Which of `histories` each example's user had: those of one slate share it."""
+    histories: tuple[UserHistory, ...]
+    """The H distinct ones, whole, where the inputs hold the newest items."""
 
     def __len__(self) -> int:
         return len(self.time_ms_N)
+
+    def with_affinity(self, affinity_NA: Float32s) -> "Examples":
+        """The same with another affinity, as of other ALS factors (`models.affinity`)."""
+        return replace(self, inputs=replace(self.inputs, affinity_CA=affinity_NA))
 
 
 def example_dataset(lake: Path) -> tuple[ds.Dataset, int]:
@@ -117,7 +126,7 @@ def devices_of(dataset: ds.Dataset) -> tuple[str, ...]:
 
 
 def assemble(batches: Iterable[pa.RecordBatch], rows: int, layout: RankerLayout, item_table: ItemTable) -> Examples:
-    """The examples as inputs and labels; `rows` is how many there are in all batches.
+    """The examples as inputs and labels; `rows` is how many there are in all batches. ALS says nothing of them yet.
 
     Raises `LakeError` when there are none.
     """
@@ -125,8 +134,11 @@ def assemble(batches: Iterable[pa.RecordBatch], rows: int, layout: RankerLayout,
         raise LakeError("there are no examples; run batch/training_examples.py first.")
     joined: dict[str, npt.NDArray[Any]] = {}
     users, requests, start = [], [], 0
+    histories = _Distinct()
     for batch in batches:
-        part = _inputs(batch, layout, item_table).feed()
+        found = _histories(batch, item_table)
+        part = _inputs(batch, layout, item_table, found).feed()
+        part["history_N"] = histories.rows(found, batch.num_rows)
         part["label_NT"] = _matrix(batch, LABELS, np.nan)
         part["time_ms_N"] = batch.column("t_ms").to_numpy(zero_copy_only=False).astype(np.int64)
         for name, array in part.items():
@@ -142,11 +154,38 @@ def assemble(batches: Iterable[pa.RecordBatch], rows: int, layout: RankerLayout,
         user_N=user_N,
         user_draw_N=np.array([user_draw(user_id) for user_id in user_ids])[user_N],
         request_N=_dense(requests)[0],
+        history_N=joined.pop("history_N"),
+        histories=tuple(histories.found),
         inputs=RankerInputs(**joined),
     )
 
 
-def _inputs(batch: pa.RecordBatch, layout: RankerLayout, item_table: ItemTable) -> RankerInputs:
+class _Distinct:
+    """The distinct histories of many batches, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.found: list[UserHistory] = []
+        self._row_of: dict[tuple[bytes, bytes, bytes], int] = {}
+
+    def rows(self, histories: Histories, examples: int) -> Int64s:
+        """Which of those found each example of a batch has."""
+        ends = np.searchsorted(histories.row_N, np.arange(examples + 1))
+        return np.array([self._row(histories, slice(*ends[n : n + 2])) for n in range(examples)], np.int64)
+
+    def _row(self, histories: Histories, entries: slice) -> int:
+        history = UserHistory(
+            item_index_L=histories.item_index_N[entries].copy(),
+            weight_L=histories.weight_N[entries].copy(),
+            time_ms_L=histories.time_ms_N[entries].copy(),
+        )
+        key = history.item_index_L.tobytes(), history.weight_L.tobytes(), history.time_ms_L.tobytes()
+        row = self._row_of.setdefault(key, len(self.found))
+        if row == len(self.found):
+            self.found.append(history)
+        return row
+
+
+def _inputs(batch: pa.RecordBatch, layout: RankerLayout, item_table: ItemTable, histories: Histories) -> RankerInputs:
     read_ms = batch.column("t_ms")
     if READ_AT in batch.schema.names:
         read_ms = pc.coalesce(batch.column(READ_AT), read_ms)
@@ -157,9 +196,10 @@ def _inputs(batch: pa.RecordBatch, layout: RankerLayout, item_table: ItemTable) 
         user_UF=clean(_matrix(batch, USER_FEATURES, 0.0)),
         device_U=device_codes(layout, batch.column("device").to_pylist()),
         hour_U=hours(read_ms_N),
-        **history_slots(layout, item_table, _histories(batch, item_table), read_ms_N),
+        **history_slots(layout, item_table, histories, read_ms_N),
         candidate_CF=clean(_matrix(batch, CANDIDATE_FEATURES, 0.0)),
         **item_columns(layout, item_table, item_N, read_ms_N),
+        affinity_CA=no_affinity(batch.num_rows),
         position_C=position_N.astype(np.int32),
     )
 

@@ -29,6 +29,8 @@ USER_FEATURES: tuple[str, ...] = tuple(feature.name for feature in features_of(E
 CANDIDATE_FEATURES: tuple[str, ...] = tuple(
     feature.name for entity in CANDIDATE_ENTITIES for feature in features_of(entity)
 )
+AFFINITIES: tuple[str, ...] = ("als_product", "als_cosine")
+"""Inner product and cosine of the user's factors, folded in from the whole history, and the item's."""
 HISTORY_LENGTH = 20
 MAX_POSITION = 30
 """Positions at or beyond this share one embedding."""
@@ -58,6 +60,8 @@ class RankerInputs:
     """Windowed features of the candidate, raw, in the order of `CANDIDATE_FEATURES`."""
     static_CS: Float32s
     """Duration and age since publication, both in milliseconds."""
+    affinity_CA: Float32s
+    """What ALS says of the history and the candidate, in the order of `AFFINITIES`; 0 where it knows nothing."""
     item_C: Int32s
     category_C: Int32s
     creator_C: Int32s
@@ -127,11 +131,13 @@ def assemble_request(
     creator_CF: Floats,
     category_CF: Floats,
     history: UserHistory,
+    affinity_CA: Float32s | None = None,
     device: str | None,
 ) -> RankerInputs:
     """The inputs of one live request: one user row, C candidate rows, every candidate at `SERVING_POSITION`.
 
-    Windowed features come in the order of `features.specs.features_of`. Non-finite values become 0.
+    Windowed features come in the order of `features.specs.features_of`. Non-finite values become 0, and so does an
+    affinity that is not given.
     """
     kept = slice(0, layout.history_length)
     rows = Histories(
@@ -149,8 +155,14 @@ def assemble_request(
         **history_slots(layout, item_table, rows, np.array([instant_ms], np.int64)),
         candidate_CF=clean(candidate_CF),
         **item_columns(layout, item_table, item_index_C, instant_C),
+        affinity_CA=no_affinity(len(item_index_C)) if affinity_CA is None else clean(affinity_CA),
         position_C=np.full(len(item_index_C), SERVING_POSITION, np.int32),
     )
+
+
+def no_affinity(rows: int) -> Float32s:
+    """Of candidates of whom ALS says nothing."""
+    return np.zeros((rows, len(AFFINITIES)), np.float32)
 
 
 def item_columns(

@@ -52,6 +52,15 @@ def user_draw(user_id: str) -> float:
     return (int.from_bytes(digest) >> 11) / 2**53
 
 
+FOLDS = round(1 / (CALIBRATION_SHARE + JUDGING_SHARE))
+"""Parts of the users, of equal size: the first are the users above, who are held out."""
+
+
+def fold_of(draw_N: Float64s) -> Int64s:
+    """The fold of those users, from 0."""
+    return (draw_N * FOLDS).astype(np.int64)
+
+
 def is_judging(draw_N: Float64s) -> Bools:
     """Marks those of users who judge what is shipped."""
     return draw_N < JUDGING_SHARE

@@ -1,7 +1,8 @@
 """`python -m models.train_candidates`: trains every candidate source from the lake and reports their recall.
 
-Hyper-parameters of ALS are chosen on validation, the report is of test, and what is kept is trained on everything.
-Where one machine does not hold the interactions, `--als-factors` takes the factors that Spark made (`batch/als.py`).
+Hyper-parameters of ALS are chosen on validation, the report is of test, and what is kept is trained on everything, but
+for ALS, which leaves out the users who judge the ranker that reads its factors (`models.affinity`). Where one machine
+does not hold the interactions, `--als-factors` takes the factors that Spark made (`batch/als.py`).
 """
 
 import argparse
@@ -12,14 +13,16 @@ from typing import Any
 
 from features.names import LakeTables
 from models import refusal
+from models.affinity import without_fold
 from models.als.spark_factors import SparkFactors, read_factors
+from models.arrays import save_arrays
 from models.evaluate_sources import evaluate_sources, index_recall, questions
 from models.item_table import ItemTable, train_item_table
 from models.lake import EventLog, read_events, read_items
 from models.sources.merge import DEFAULT_QUOTAS
 from models.splits import time_split
 from models.train_sources import SourcesConfig, feedback, train_als, train_sources
-from models.workspace import CANDIDATES, REPORT, atomic_json, new_run, save_arrays
+from models.workspace import CANDIDATES, REPORT, atomic_json, new_run
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +97,13 @@ def train(lake: Path, workspace: Path, seed: int, run_id: str, als_factors: Path
     given = read_factors(als_factors, item_table.item_ids) if als_factors else None
     config = SourcesConfig() if given else tune(events, item_table, SourcesConfig(), seed)
     report = evaluate_on_test(events, item_table, config, seed, given)
-    sources = train_sources(events, item_table, config, seed, given.source if given else None)
+    als = given.source if given else train_als(feedback(without_fold(events, 0), len(item_table)), config.als, seed)
+    sources = train_sources(events, item_table, config, seed, als)
     report |= {
         "run_id": run_id,
         "seed": seed,
         "config": config.model_dump() | ({"als": given.config} if given else {}),
+        "als_knows_judges": given is not None,
         "events": len(events),
         "items": len(item_table),
         "delta_versions": {LakeTables().items: items_version, LakeTables().silver_events: events_version},

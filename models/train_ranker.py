@@ -6,6 +6,7 @@ but for those of some users: one part of them is its validation, the other judge
 """
 
 import argparse
+import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -22,10 +23,14 @@ from pyarrow import dataset as ds
 from features import specs
 from features.names import LakeTables
 from models import refusal
+from models.affinity import affinity_of, cross_fitted
+from models.als import AlsConfig
+from models.arrays import load_arrays
 from models.bundle import CALIBRATION, LAYOUT, RANKER
 from models.configuration import read_configuration
 from models.examples import Examples, assemble, devices_of, example_batches, example_dataset, newest
 from models.item_table import ItemTable
+from models.lake import read_events
 from models.leakage import LeakageError, check_split, check_windows, checked_histories
 from models.ranker import baselines
 from models.ranker.calibration import Calibration, fit_platt
@@ -37,6 +42,7 @@ from models.ranker.scorer import Ranker
 from models.ranker.single_task import train_single_tasks
 from models.ranker.training import Data, Trained, predict, train_ranker
 from models.ranker_inputs import HEADS, RankerInputs, RankerLayout
+from models.sources.als import AlsSource
 from models.splits import SplitError, TimeSplit, is_calibrating, is_judging, time_split, user_draw
 from models.workspace import CANDIDATES, REPORT, TEST_EXAMPLES, atomic_json, latest_run, new_run
 from models.workspace import RANKER as KIND
@@ -152,12 +158,35 @@ def comparisons(
     return {**others, "single_task": single.scores}, single.trained
 
 
+def with_affinities(
+    examples: Examples, split: TimeSplit, lake: Path, candidates: Path, item_table: ItemTable, seed: int
+) -> tuple[Examples, Examples, dict[str, int]]:
+    """The examples for what is reported, by ALS factors that know nothing from the split's train part on, and for what
+    is shipped, by factors of all times; and the Delta version of the events that these were trained on.
+
+    Where the candidates' ALS knows the users who judge, it says nothing in either.
+    """
+    report = json.loads((candidates / REPORT).read_text())
+    if report.get("als_knows_judges", True):
+        log.warning("the ranker does without ALS's affinities: the factors of %s know its judges", candidates.name)
+        return examples, examples, {}
+    config = AlsConfig.model_validate(report["config"]["als"])
+    events, version = read_events(lake, item_table)
+    bundled = AlsSource.from_arrays(load_arrays(candidates / "sources" / "als.npz"))
+    before = events.where(split.train(events.time_ms_N))
+    sources = (
+        cross_fitted(before, len(item_table), config, seed),
+        cross_fitted(events, len(item_table), config, seed, bundled),
+    )
+    reported, shipping = (examples.with_affinity(affinity_of(examples, of_folds)) for of_folds in sources)
+    return reported, shipping, {LakeTables().silver_events: version}
+
+
 def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: str) -> dict[str, Any]:
     """Runs the whole training and leaves a run of this kind in the workspace; returns its report."""
     started = time.monotonic()
     candidates = latest_run(workspace, CANDIDATES)
-    with np.load(candidates / "items.npz", allow_pickle=False) as stored:
-        item_table = ItemTable.from_arrays(dict(stored))
+    item_table = ItemTable.from_arrays(load_arrays(candidates / "items.npz"))
     dataset, version = example_dataset(lake)
     layout = layout_for(item_table, devices_of(dataset))
     chosen = newest(dataset)
@@ -168,11 +197,13 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
     look_for_leaks(examples, rows["train"], config)
     log.info("read %d examples in %.1f s", len(examples), time.monotonic() - started)
     own_rows = shipped_rows(examples, split)
+    reported, shipping, events_version = with_affinities(examples, split, lake, candidates, item_table, seed)
+    log.info("ALS's affinities after %.1f s", time.monotonic() - started)
     checkpoints = [workspace / KIND / f"checkpoint-{name}.pt" for name in ("reported", "shipped")]
-    fitted = fit(examples, layout, config, rows, seed, checkpoints[0])
+    fitted = fit(reported, layout, config, rows, seed, checkpoints[0])
     log.info("trained what is reported after %.1f s", time.monotonic() - started)
-    shipped = fit(examples, layout, config, own_rows, seed, checkpoints[1])
-    samples = export_samples(examples, rows["validation"])
+    shipped = fit(shipping, layout, config, own_rows, seed, checkpoints[1])
+    samples = export_samples(reported, rows["validation"])
     with new_run(workspace, KIND, run_id) as draft:
         export(shipped.trained.network, draft / RANKER, samples)
         atomic_json(draft / LAYOUT, layout.to_json())
@@ -181,12 +212,12 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
         trained_s = time.monotonic() - started
         log.info("trained and exported after %.1f s; comparing", trained_s)
         with TemporaryDirectory() as directory:
-            reported = Path(directory) / RANKER
-            export(fitted.trained.network, reported, samples)
-            ranker = Ranker.load(reported, layout, fitted.calibration, config.threads)
-        others, single_task = comparisons(examples, fitted, config, rows, seed)
+            exported = Path(directory) / RANKER
+            export(fitted.trained.network, exported, samples)
+            ranker = Ranker.load(exported, layout, fitted.calibration, config.threads)
+        others, single_task = comparisons(reported, fitted, config, rows, seed)
         report: dict[str, Any] = {
-            **report_on(examples, ranker, others, rows, seed),
+            **report_on(reported, ranker, others, rows, seed),
             "shipped": {
                 "epochs": shipped.trained.epochs,
                 "best_epoch": shipped.trained.best_epoch,
@@ -202,7 +233,7 @@ def train(lake: Path, workspace: Path, seed: int, config: RankerConfig, run_id: 
             "examples": {name: len(part) for name, part in rows.items()},
             "split": {"validation_start_ms": split.validation_start_ms, "test_start_ms": split.test_start_ms},
             "features_version": specs.version(),
-            "delta_versions": {LakeTables().examples: version},
+            "delta_versions": {LakeTables().examples: version, **events_version},
             "seconds_trained": trained_s,
             "seconds": time.monotonic() - started,
         }

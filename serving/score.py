@@ -14,6 +14,8 @@ from features.user_state import UserState
 from models.history import UserHistory
 from models.item_table import Int32s
 from models.ranker_inputs import RankerInputs, assemble_request
+from models.sources.als import AlsSource
+from models.sources.base import Float32s
 from models.value import value
 from serving.view import LiveView
 
@@ -73,8 +75,16 @@ def assemble(view: LiveView, state: UserState, history: UserHistory, item_index_
         creator_CF=view.creators.take(creator_C),
         category_CF=view.categories.take(category_C),
         history=history,
+        affinity_CA=_affinity(view, history, item_index_C),
         device=device or None,
     )
+
+
+def _affinity(view: LiveView, history: UserHistory, item_index_C: Int32s) -> Float32s | None:
+    als = view.bundle.sources.get("als")
+    if not isinstance(als, AlsSource):
+        return None
+    return als.affinity(als.fold_in(history.item_index_L, history.weight_L), item_index_C)
 
 
 def _user_category_AF(view: LiveView, state: UserState) -> Float64s:  # noqa: N802 - shape suffix

@@ -26,7 +26,7 @@ MAX_LOGGED = 1_000
 MAX_NAMED = 1_000
 """Of the items that came after the bundle and that a reason excludes, as many are named at least."""
 SPEC_VERSION = specs.version()
-CANDIDATE_SUFFIXES = ("_C", "_CF", "_CS")
+CANDIDATE_SUFFIXES = ("_C", "_CF", "_CS", "_CA")
 """Inputs of the ranker with a row a candidate."""
 
 

@@ -60,6 +60,7 @@ def random_inputs(layout: RankerLayout, candidates: int, users: int, rng: np.ran
         history_age_ms_UL=reals(1e8, *slots),
         candidate_CF=reals(10, candidates, len(CANDIDATE_FEATURES)),
         static_CS=reals(1e8, candidates, 2),
+        affinity_CA=reals(0.3, candidates, 2),
         item_C=codes(layout.items, candidates),
         category_C=codes(layout.categories, candidates),
         creator_C=codes(layout.creators, candidates),

@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from scipy.optimize import minimize
 
 from features import specs
+from models.arrays import save_arrays
 from models.bundle import CALIBRATION, ITEMS, LAYOUT, RANKER
 from models.examples import BATCH_ROWS, COLUMNS, assemble
 from models.item_table import train_item_table
 from models.ranker.calibration import Calibration, identity
 from models.ranker.scorer import Ranker
 from models.ranker_inputs import HEADS, RankerLayout
-from models.workspace import CANDIDATES, REPORT, TEST_EXAMPLES, atomic_json, new_run, save_arrays
+from models.workspace import CANDIDATES, REPORT, TEST_EXAMPLES, atomic_json, new_run
 from tests.serving_bundle import tiny_ranker, tiny_sources
 from tests.synthetic_lake import SyntheticLake, synthetic_lake
 

@@ -42,14 +42,15 @@ def popularity_scores(inputs: RankerInputs, label_NT: Floats, rows: Mapping[str,
 
 
 def tree_matrix(inputs: RankerInputs) -> npt.NDArray[np.float32]:
-    """The same inputs as columns for trees: windows, statics, codes, and the history's weight on each match."""
+    """The same inputs as columns for trees: windows, statics, affinities, codes, and the history's weight a match."""
     matches = [
         ((getattr(inputs, f"history_{name}_UL") == code_N[:, None]) * inputs.history_weight_UL).sum(axis=1)
         for name, code_N in (("category", inputs.category_C), ("creator", inputs.creator_C), ("item", inputs.item_C))
     ]
     codes = [getattr(inputs, name) for name in _CATEGORICAL]
     columns = [*codes, inputs.hour_U, inputs.position_C, *matches]
-    parts = [np.stack(columns, axis=1).astype(np.float32), inputs.user_UF, inputs.candidate_CF, inputs.static_CS]
+    windows = [inputs.user_UF, inputs.candidate_CF]
+    parts = [np.stack(columns, axis=1).astype(np.float32), *windows, inputs.static_CS, inputs.affinity_CA]
     return np.concatenate(parts, axis=1)
 
 

@@ -36,6 +36,8 @@ class RankerConfig(BaseModel):
     """Of the first layer's outputs."""
     oov_dropout: float = Field(default=0.3, ge=0, lt=1)
     """Share of ids shown as out of vocabulary in training, so that the model can do without them."""
+    new_item_share: float = Field(default=0.15, ge=0, lt=1)
+    """Share of examples whose item is shown as one from after the training: out of vocabulary and unknown to ALS."""
     min_item_examples: int = Field(default=20, ge=0)
     """Items with fewer training examples are scored as out of vocabulary."""
     batch_size: int = Field(default=1_024, ge=1)

@@ -17,7 +17,7 @@ from features.names import MS_PER_DAY, MS_PER_HOUR, MS_PER_MINUTE
 from features.specs import WINDOWED_FEATURES, Aggregate
 from models.ranker.config import RankerConfig
 from models.ranker.experts import PLE, MMoE, Towers
-from models.ranker_inputs import CANDIDATE_FEATURES, MAX_POSITION, USER_FEATURES, RankerInputs, RankerLayout
+from models.ranker_inputs import AFFINITIES, CANDIDATE_FEATURES, MAX_POSITION, USER_FEATURES, RankerInputs, RankerLayout
 
 INPUT_NAMES: tuple[str, ...] = tuple(field.name for field in fields(RankerInputs))
 MATCH_HALF_LIVES_MS: tuple[float, ...] = (10.0 * MS_PER_MINUTE, 2.0 * MS_PER_HOUR, 1.0 * MS_PER_DAY, 1e15)
@@ -25,25 +25,25 @@ MATCH_HALF_LIVES_MS: tuple[float, ...] = (10.0 * MS_PER_MINUTE, 2.0 * MS_PER_HOU
 MATCHED: tuple[str, ...] = ("item", "category", "creator", "language")
 MAX_STANDARD = 5.0
 """Standardised features are clipped to this many standard deviations."""
-_RATES = frozenset(feature.name for feature in WINDOWED_FEATURES if feature.aggregate is Aggregate.RATE)
+_LINEAR = {feature.name for feature in WINDOWED_FEATURES if feature.aggregate is Aggregate.RATE} | {*AFFINITIES}
 
 
 class Standardiser(nn.Module):
-    """Logarithm of everything but rates, then mean 0 and variance 1 by constants of the training set."""
+    """Logarithm of everything but rates and affinities, then mean 0 and variance 1 by constants of the training set."""
 
     mean_F: Tensor
     scale_F: Tensor
-    is_rate_F: Tensor
+    is_linear_F: Tensor
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.register_buffer("is_rate_F", torch.tensor([name in _RATES for name in names]))
+        self.register_buffer("is_linear_F", torch.tensor([name in _LINEAR for name in names]))
         self.register_buffer("mean_F", torch.zeros(len(names)))
         self.register_buffer("scale_F", torch.ones(len(names)))
 
     def spread(self, raw_NF: Tensor) -> Tensor:
         """The raw values on a scale where they are comparable. Negative counts read as 0."""
-        return torch.where(self.is_rate_F, raw_NF, torch.log1p(torch.clamp(raw_NF, min=0.0)))
+        return torch.where(self.is_linear_F, raw_NF, torch.log1p(torch.clamp(raw_NF, min=0.0)))
 
     def fit(self, raw_NF: Tensor) -> None:
         """Takes the constants from training examples; a constant feature becomes 0."""
@@ -72,6 +72,7 @@ class RankerNetwork(nn.Module):
         self.standard_user = Standardiser(USER_FEATURES)
         self.standard_candidate = Standardiser(CANDIDATE_FEATURES)
         self.standard_static = Standardiser(("duration_ms", "age_ms"))
+        self.standard_affinity = Standardiser(AFFINITIES)
         content_dim = config.item_dim + config.category_dim + config.creator_dim
         matches = len(MATCHED) * len(MATCH_HALF_LIVES_MS)
         self.query = nn.Linear(content_dim, content_dim, bias=False)
@@ -79,7 +80,7 @@ class RankerNetwork(nn.Module):
         self.from_user = nn.Linear(len(USER_FEATURES) + 2 * config.context_dim + content_dim, config.hidden_dim)
         candidate_dim = len(CANDIDATE_FEATURES) + 2 + content_dim + config.language_dim
         self.from_candidate = nn.Linear(candidate_dim, config.hidden_dim, bias=False)
-        self.from_cross = nn.Linear(2 * content_dim + matches, config.hidden_dim, bias=False)
+        self.from_cross = nn.Linear(2 * content_dim + matches + len(AFFINITIES), config.hidden_dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.mixture = _mixture(heads, config)
         self.towers = Towers(heads, config.expert_dim, config.tower_dim)
@@ -130,7 +131,7 @@ class RankerNetwork(nn.Module):
     def cross_part(
         self, inputs: Mapping[str, Tensor], content_CA: Tensor, query_CA: Tensor, history_ULA: Tensor
     ) -> Tensor:
-        """What the candidate is to the recent history: attention, and matches under several decays.
+        """What the candidate is to the history: attention, matches under several decays, and what ALS says.
 
         Candidates are laid out as U rows of N, so that one user's are one matrix product (infra/adr/0008).
         """
@@ -143,7 +144,8 @@ class RankerNetwork(nn.Module):
         mass_UNL = torch.exp(torch.clamp(affinity_UNL, -10.0, 10.0)) * recency_UL[:, None, :]
         attended_UNA = torch.matmul(mass_UNL, history_ULA) / (mass_UNL.sum(dim=2, keepdim=True) + 0.1)
         attended_CA = attended_UNA.reshape(-1, width)
-        parts = [attended_CA, attended_CA * content_CA, _matches(inputs)]
+        affinity_CA = self.standard_affinity(inputs["affinity_CA"])
+        parts = [attended_CA, attended_CA * content_CA, _matches(inputs), affinity_CA]
         part_CH: Tensor = self.from_cross(torch.cat(parts, dim=1))
         return part_CH
 

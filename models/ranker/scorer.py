@@ -1,6 +1,7 @@
 """Scoring with the exported ranker: ONNX Runtime, then calibration. Shapes: C candidates, T heads."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,11 @@ class Ranker:
     layout: RankerLayout
     calibration: Calibration
 
+    @cached_property
+    def _input_names(self) -> tuple[str, ...]:
+        """What the graph reads: one of before an input was added reads the others."""
+        return tuple(node.name for node in self.session.get_inputs())
+
     @staticmethod
     def load(path: Path, layout: RankerLayout, calibration: Calibration, threads: int = 1) -> "Ranker":
         """Reads the ONNX file. Raises ONNX Runtime's errors when it is not one."""
@@ -35,7 +41,8 @@ class Ranker:
         """The heads' logits `[C, T]`, before calibration. No candidates give no rows."""
         if not len(inputs):
             return np.empty((0, len(self.layout.heads)), np.float32)
-        (logit_CT,) = self.session.run(["logit_CT"], inputs.feed())
+        feed = inputs.feed()
+        (logit_CT,) = self.session.run(["logit_CT"], {name: feed[name] for name in self._input_names})
         return np.asarray(logit_CT, np.float32)
 
     def score(self, inputs: RankerInputs) -> dict[str, Float32s]:

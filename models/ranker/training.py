@@ -113,17 +113,20 @@ def _one_epoch(
     batches = np.split(order, range(config.batch_size, len(order), config.batch_size))
     for step, rows in enumerate(batches):
         inputs, label_NT = data.batch(torch.from_numpy(rows))
-        loss = masked_loss(network(_with_unknowns(inputs, config.oov_dropout)), label_NT, weight_T)
+        loss = masked_loss(network(_with_unknowns(inputs, config)), label_NT, weight_T)
         total += update(network, optimiser, loss, step) * len(rows)
     return total / len(order)
 
 
-def _with_unknowns(inputs: Batch, share: float) -> Batch:
-    """Shows some items, with their own history slots, and some creators as out of vocabulary."""
+def _with_unknowns(inputs: Batch, config: RankerConfig) -> Batch:
+    """Shows some items, history slots and creators as out of vocabulary, and some items as new: ALS is silent, too."""
     out = dict(inputs)
     for name in ("item_C", "creator_C", "history_item_UL"):
-        hidden = torch.rand(inputs[name].shape) < share
+        hidden = torch.rand(inputs[name].shape) < config.oov_dropout
         out[name] = torch.where(hidden, torch.full_like(inputs[name], OOV), inputs[name])
+    new_C = torch.rand(inputs["item_C"].shape) < config.new_item_share
+    out["item_C"] = torch.where(new_C, torch.full_like(inputs["item_C"], OOV), out["item_C"])
+    out["affinity_CA"] = torch.where(new_C[:, None], 0.0, inputs["affinity_CA"])
     return out
 
 
@@ -133,4 +136,5 @@ def _fit_constants(network: RankerNetwork, data: Data) -> None:
     network.standard_user.fit(data.inputs["user_UF"][rows])
     network.standard_candidate.fit(data.inputs["candidate_CF"][rows])
     network.standard_static.fit(data.inputs["static_CS"][rows])
+    network.standard_affinity.fit(data.inputs["affinity_CA"][rows])
     network.towers.start_at(data.label_NT[rows])

@@ -3,7 +3,7 @@
 Shapes: I items of the bundle, D width, L history.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from models.sources import hnsw
 from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, padded, top
+from models.sources.kept import Kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class AlsSource:
     """What is added to the number of a row's pairs before the exponent."""
     hnsw_N: npt.NDArray[np.uint8] | None = None
     """An index over the factors (`models.sources.hnsw`); None searches exactly."""
+    _user_D: Kept[Float32s] = field(default_factory=Kept, init=False, repr=False, compare=False)
 
     @cached_property
     def gram_DD(self) -> npt.NDArray[np.float64]:  # noqa: N802 - shape suffix
@@ -42,8 +44,12 @@ class AlsSource:
     def fold_in(self, item_index_L: Int32s, weight_L: Float32s) -> Float32s:
         """The user's factors `[D]` with items fixed: what training would give for the same interactions.
 
-        Items that the model does not know are left out; with none left the factors are 0.
+        Items that the model does not know are left out; with none left the factors are 0. The same arrays again, as of
+        one request, are not solved again.
         """
+        return self._user_D.of((item_index_L, weight_L), lambda: self._solved(item_index_L, weight_L))
+
+    def _solved(self, item_index_L: Int32s, weight_L: Float32s) -> Float32s:
         known_L = item_index_L < len(self.item_factors_ID)
         factors_LD = self.item_factors_ID[item_index_L[known_L]].astype(np.float64)
         confidence_L = self.alpha * weight_L[known_L].astype(np.float64)
@@ -53,6 +59,21 @@ class AlsSource:
         left_DD = w * self.gram_DD + factors_LD.T @ ((confidence_L - w)[:, None] * factors_LD) + ridge * np.eye(width)
         user_D = np.linalg.solve(left_DD, factors_LD.T @ confidence_L)
         return user_D.astype(np.float32)
+
+    def affinity(self, user_D: Float32s, item_index_C: Int32s) -> Float32s:
+        """Inner product and cosine `[C, 2]` of a user's factors and each item's: `models.ranker_inputs.AFFINITIES`.
+
+        0 for items that the model does not know, `UNKNOWN` among them, and for factors of 0. What it says of one item
+        does not depend on the others that are asked for, to the last bit.
+        """
+        known_C = (item_index_C >= 0) & (item_index_C < len(self.item_factors_ID))
+        product_C = np.zeros(len(item_index_C), np.float32)
+        item_K = item_index_C[known_C]
+        # `@` sums up in another order where there are fewer rows.
+        product_C[known_C] = np.einsum("kd,d->k", self.item_factors_ID[item_K], user_D)
+        cosine_C = product_C.copy()
+        cosine_C[known_C] /= self.length_I[item_K] * max(float(np.linalg.norm(user_D)), 1e-12)
+        return np.stack([product_C, cosine_C], axis=1)
 
     @cached_property
     def length_I(self) -> Float32s:  # noqa: N802 - shape suffix

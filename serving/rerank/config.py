@@ -14,19 +14,19 @@ class RerankConfig:
 
     category_penalty: float = 0.1
     """Taken for each item of the same category among the last `spread_window` positions."""
-    creator_penalty: float = 0.25
+    creator_penalty: float = 0.05
     """The same for the creator."""
-    similarity_penalty: float = 0.05
+    similarity_penalty: float = 0.02
     """The same times the cosine of the two items' ALS factors, so that items of one audience are spread, too. 0 for
     items that ALS does not know; below 0, a gain, for items of opposite audiences."""
     spread_window: int = 10
     """How many positions above an item its likeness counts to; 1 to 500."""
     spread_positions: int = 50
     """Positions beyond follow the score alone."""
-    fresh_bonus: float = 0.1
+    fresh_bonus: float = 0.05
     """Given to an item published just now, halving each `fresh_half_life_ms`."""
     fresh_half_life_ms: int = 2 * MS_PER_DAY
-    epsilon: float = 0.5
+    epsilon: float = 0.25
     """Chance that an exploration slot draws from the exploration candidates instead of taking the next best."""
     explore_every: int = 10
     """One exploration slot in each full block of so many positions."""
@@ -56,12 +56,12 @@ class RerankConfig:
 
     @property
     def explored_share(self) -> float:
-        """Expected share of positions, at most, that exploration fills: 5% by default."""
+        """Expected share of positions, at most, that exploration fills: 2.5% by default."""
         return self.epsilon / self.explore_every
 
     @property
     def explored_loss(self) -> float:
-        """Expected loss a position, at most, in standard deviations of the scores: .15 by default.
+        """Expected loss a position, at most, in standard deviations of the scores: .075 by default.
 
         It is what an explored item scores below the one that was due at its position, which moves down by one.
         """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from features import specs
+from models.arrays import save_arrays
 from models.bundle import (
     CALIBRATION,
     CHAMPION,
@@ -44,7 +45,6 @@ from models.workspace import (
     atomic_json,
     latest_run,
     new_run,
-    save_arrays,
 )
 from tests.synthetic_lake import synthetic_lake
 
@@ -70,6 +70,7 @@ def random_inputs(candidates: int, seed: int = 0) -> RankerInputs:
         history_age_ms_UL=reals(1, HISTORY_LENGTH),
         candidate_CF=reals(candidates, len(CANDIDATE_FEATURES)),
         static_CS=reals(candidates, 2),
+        affinity_CA=reals(candidates, 2),
         item_C=codes(candidates),
         category_C=codes(candidates),
         creator_C=codes(candidates),
