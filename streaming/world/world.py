@@ -214,6 +214,12 @@ class World:
             duration_ms_SP=catalogue.duration_ms_I[item_P][None, :],
         )
 
+    def expected_clicks(self, clone: UserClone, item_ids: Sequence[str], now_ms: int) -> float:
+        """How many of the slate's items the clone would click on average, were it shown now. For evaluation only."""
+        item_P = np.array([self._index_of(item, self._item_index, "item") for item in item_ids], np.int64)
+        probability_P = click_probability(self._shown(clone, item_P, now_ms), self.parameters.behaviour)[0]
+        return float(probability_P @ self.parameters.behaviour.examination_decay ** np.arange(len(item_P)))
+
     def oracle_slate(
         self, clone: UserClone, count: int, now_ms: int, candidates: Sequence[str] | None = None
     ) -> list[str]:

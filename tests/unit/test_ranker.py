@@ -13,6 +13,7 @@ from features.events import EventType
 from features.names import MS_PER_HOUR
 from features.specs import Entity, features_of
 from features.user_state import Interaction
+from models.affinity import affinity_of
 from models.examples import BATCH_ROWS, Examples, assemble, example_batches
 from models.history import user_history
 from models.item_table import UNKNOWN, ItemTable, train_item_table
@@ -35,6 +36,7 @@ from models.ranker_inputs import (
     RankerLayout,
     assemble_request,
 )
+from models.sources.als import AlsSource
 from tests.synthetic_lake import SyntheticLake, synthetic_lake
 
 CONFIG = RankerConfig(batch_size=256, epochs=4, learning_rate=4e-3, item_dim=4, hidden_dim=48, expert_dim=24)
@@ -86,6 +88,9 @@ def one_user(inputs: RankerInputs) -> RankerInputs:
 def test_a_request_is_assembled_as_its_training_example_was(
     lake: SyntheticLake, layout: RankerLayout, table: ItemTable, examples: Examples
 ) -> None:
+    factors_ID = np.random.default_rng(3).normal(size=(len(table), 8)).astype(np.float32)
+    als = AlsSource(item_factors_ID=factors_ID, alpha=2.0, regularization=0.1)
+    examples = examples.with_affinity(affinity_of(examples, [als]))
     for n in range(len(examples) - 1, len(examples) - 200, -20):
         row = lake.examples.slice(n, 1).to_pylist()[0]
         times, types = row["history_event_times_ms"], row["history_event_types"]
@@ -104,19 +109,22 @@ def test_a_request_is_assembled_as_its_training_example_was(
             )
         ]
         windows = {entity: np.array([row[feature.name] for feature in features_of(entity)]) for entity in Entity}
+        history, item_index_C = user_history(interactions, table), table.indices([row["item_id"]])
         request = assemble_request(
             layout=layout,
             item_table=table,
-            item_index_C=table.indices([row["item_id"]]),
+            item_index_C=item_index_C,
             instant_ms=row["t_ms"],
             user_features_F=windows[Entity.USER],
             user_category_CF=windows[Entity.USER_CATEGORY][None],
             item_CF=windows[Entity.ITEM][None],
             creator_CF=windows[Entity.CREATOR][None],
             category_CF=windows[Entity.CATEGORY][None],
-            history=user_history(interactions, table),
+            history=history,
+            affinity_CA=als.affinity(als.fold_in(history.item_index_L, history.weight_L), item_index_C),
             device=row["device"],
         )
+        assert request.affinity_CA.any(), n
         example = examples.inputs.take(np.array([n])).as_served()
         for name, array in request.feed().items():
             assert array.dtype == example.feed()[name].dtype, name
