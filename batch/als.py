@@ -6,6 +6,7 @@
 The loss is that of `models.als` with the unobserved weight 1, but MLlib scales a row's regularisation by the number of
 its observed pairs alone (the weighted-lambda of Zhou et al., AAIM 2008). `models.als.spark_factors` reads the result.
 Training reports the recall of factors that know nothing of its test part: those made with `--before-ms` at its start.
+The ranker, which reads factors that do not know its judges (`models.affinity`), does without these.
 """
 
 import argparse
