@@ -126,7 +126,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--now-ms", type=int, help="names the run (default: the wall clock)")
     parser.add_argument("--run-id", help="name of the run (default: from the instant)")
-    parser.add_argument("--als-factors", type=Path, help="factors by batch/als.py, in place of training ALS here; the ranker then does without them")
+    parser.add_argument(
+        "--als-factors",
+        type=Path,
+        help="factors by batch/als.py, in place of training ALS here; the ranker then does without them",
+    )
     parser.add_argument("--report", type=Path, help="also write the report there")
     flags = parser.parse_args()
     now_ms = flags.now_ms if flags.now_ms is not None else time.time_ns() // 1_000_000

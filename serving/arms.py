@@ -25,7 +25,7 @@ class Arm:
     ranked: bool = True
     """Whether the bundle's ranker orders the candidates; otherwise the only source's own score does."""
     reranked: bool = True
-    """Whether spread, freshness and exploration apply."""
+    """Whether the rerank stage applies."""
     bundle_id: str | None = None
     """The bundle that answers; None: the champion."""
     value_weights: Mapping[str, float] = field(default_factory=dict)

@@ -263,4 +263,5 @@ def _contenders(
         version_C=arrays.get("version_C"),
     )
     scored = Scored(score_C=score_C, probabilities={"click": arrays["click_C"]}, inputs=None)
-    return contenders(view, item_index_C, scored, retrieved, rules, instant_ms)
+    language = evidence.query["language"]
+    return contenders(view, item_index_C, scored, retrieved, rules, instant_ms, language)

@@ -355,7 +355,8 @@ class Pipeline:
             return by_score(scored.score_C, query.count), None
         try:
             effects = request.rules.effects(request.audience, item_index_C, pinned)
-            contended = contenders(request.view, item_index_C, scored, retrieved, effects, request.state.instant_ms)
+            instant_ms = request.state.instant_ms
+            contended = contenders(request.view, item_index_C, scored, retrieved, effects, instant_ms, query.language)
             rows = rerank(
                 contended,
                 query.count,

@@ -15,14 +15,23 @@ _CLICKS, _IMPRESSIONS = _ITEM_FEATURES.index("item_clicks_7d"), _ITEM_FEATURES.i
 
 
 def contenders(
-    view: LiveView, item_index_C: Int32s, scored: Scored, retrieved: Retrieved, rules: RuleEffects, instant_ms: int
+    view: LiveView,
+    item_index_C: Int32s,
+    scored: Scored,
+    retrieved: Retrieved,
+    rules: RuleEffects,
+    instant_ms: int,
+    language: str | None,
 ) -> Contenders:
-    """Gathers the candidates' columns of the view, the bundle's ALS factors and the rules' effects."""
+    """Gathers the candidates' columns of the view, the bundle's ALS factors and the rules' effects. `language` is what
+    the caller states.
+    """
     table = view.item_table
     explorable, als = retrieved.by_source.get("exploration"), view.bundle.sources.get("als")
     explorable_I = np.zeros(len(table), np.bool_)  # a tenth of the time that `isin` takes
     if explorable is not None:
         explorable_I[explorable.item_index] = True
+    spoken = None if language is None else table.language_index.get(language)
     unscored_C = np.full(len(item_index_C), np.nan)
     return Contenders(
         score_C=scored.score_C,
@@ -36,5 +45,6 @@ def contenders(
         click_probability_C=np.asarray(scored.probabilities.get("click", unscored_C), np.float64),
         clicks_C=view.items.column(_CLICKS, item_index_C).astype(np.float64),
         impressions_C=view.items.column(_IMPRESSIONS, item_index_C).astype(np.float64),
+        foreign_C=None if spoken is None else table.language_code[item_index_C] != spoken,
         rules=rules,
     )

@@ -1,4 +1,4 @@
-"""From scores to a slate: boosts, freshness, page-level deduplication, spread, exploration and pins, in this order."""
+"""From scores to a slate: boosts, languages, freshness, deduplication, spread, exploration and pins, in this order."""
 
 from serving.rerank.config import RerankConfig
 from serving.rerank.contenders import Boost, Contenders, Likeness, Pin, RuleEffects

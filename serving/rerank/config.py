@@ -12,6 +12,9 @@ class RerankConfig:
     the same under every bundle's value weights. Raises `ValueError` naming the setting that is not allowed.
     """
 
+    language_penalty: float = 2.0
+    """Taken from an item in another language than the one that the caller states. Such an item is not explored, either;
+    0: languages are left to the ranker, which knows what the user has watched but not what the caller states."""
     category_penalty: float = 0.1
     """Taken for each item of the same category among the last `spread_window` positions."""
     creator_penalty: float = 0.05
@@ -69,6 +72,7 @@ class RerankConfig:
 
 
 _BOUNDS = (
+    ("language_penalty", 0, 1e6),
     ("category_penalty", 0, 1e6),
     ("creator_penalty", 0, 1e6),
     ("similarity_penalty", 0, 1e6),

@@ -80,6 +80,8 @@ class Contenders:
     clicks_C: Float64s
     impressions_C: Float64s
     """The item's own, of all users, over one window."""
+    foreign_C: Bools | None = None
+    """Those in another language than the caller states; None where none is stated, or one of no item."""
     rules: RuleEffects = field(default_factory=RuleEffects)
 
     def __len__(self) -> int:

@@ -8,25 +8,27 @@ from serving.rerank.contenders import Contenders, Int64s, Pin
 from serving.rerank.explore import Drawn
 from serving.rerank.rows import Move, Trail, order_of
 
-FRESH, SPREAD, BOOST, EXPLORE, PIN, DEDUPLICATE = "fresh", "spread", "boost", "explore", "pin", "deduplicate"
+BOOST, LANGUAGE, FRESH, DEDUPLICATE, SPREAD = "boost", "language", "fresh", "deduplicate", "spread"
+EXPLORE, PIN = "explore", "pin"
 """The steps, as `RerankMove.step` names them."""
 
 
 def moves_of(
     contenders: Contenders,
     config: RerankConfig,
-    orders: tuple[Int64s, Int64s, Int64s, Int64s],
+    orders: tuple[Int64s, Int64s, Int64s, Int64s, Int64s],
     drawn: Drawn,
     row_S: Int64s,
     pins: Sequence[Pin],
 ) -> tuple[Move, ...]:
     """The moves of the slate's rows from their rank by score to their position.
 
-    `orders` are those after boosts, freshness, deduplication and spread; `drawn` that after exploration.
+    `orders` are those after boosts, languages, freshness, deduplication and spread; `drawn` that after exploration.
     """
-    boosted, fresh, deduplicated, spread = (order.tolist() for order in orders)
+    boosted, spoken, fresh, deduplicated, spread = (order.tolist() for order in orders)
     trail = Trail(order_of(contenders.score_C).tolist())
     trail.step(BOOST, boosted, lambda row, *_: _boost(contenders, row))
+    trail.step(LANGUAGE, spoken, lambda row, *_: _language(contenders, row))
     trail.step(FRESH, fresh, lambda row, was, now: _fresh(contenders, row, was, now))
     trail.step(DEDUPLICATE, deduplicated, lambda *_: "items above it are pinned, or versions of others")
     trail.step(SPREAD, spread, lambda _, was, now: _spread(contenders, config, spread, was, now))
@@ -39,6 +41,12 @@ def moves_of(
 def _boost(contenders: Contenders, row: int) -> str:
     rules = [boost.rule for boost in contenders.rules.boosts if boost.boosted_C[row]]
     return f"rule {', '.join(rules)}" if rules else "rules moved others"
+
+
+def _language(contenders: Contenders, row: int) -> str:
+    if contenders.foreign_C is not None and contenders.foreign_C[row]:
+        return "in another language than the caller states"
+    return "items in other languages made way"
 
 
 def _fresh(contenders: Contenders, row: int, was: int, now: int) -> str:

@@ -19,30 +19,32 @@ def rerank(
     """The slate of `count` candidates, fewer if there are fewer. Without an `rng` nothing is explored.
 
     1. boost: rules raise and lower scores.
-    2. fresh: newly published items gain.
-    3. deduplicate: of several versions of an item the best stays, and what is pinned leaves the ranking.
-    4. spread: positions are filled one by one, likeness to the items above costing (`spread_order`).
-    5. explore: some slots are drawn, with the propensities of the draws (`explored`).
-    6. pin: pinned items go to their positions, with propensity 1, and those below move down.
+    2. language: items in another language than the caller states lose.
+    3. fresh: newly published items gain.
+    4. deduplicate: of several versions of an item the best stays, and what is pinned leaves the ranking.
+    5. spread: positions are filled one by one, likeness to the items above costing (`spread_order`).
+    6. explore: some slots are drawn, with the propensities of the draws (`explored`).
+    7. pin: pinned items go to their positions, with propensity 1, and those below move down.
 
     Non-finite scores come last throughout.
     """
     rules = contenders.rules
     pins = rules.pins[:count]
     boosted_C = boosted(contenders)
+    spoken_C = boosted_C - foreign_loss(contenders, config)
     fresh_C = config.fresh_bonus * np.exp2(-np.maximum(contenders.age_ms_C, 0) / config.fresh_half_life_ms)
-    value_C = np.where(np.isfinite(contenders.score_C), boosted_C + fresh_C, -np.inf)
+    value_C = np.where(np.isfinite(contenders.score_C), spoken_C + fresh_C, -np.inf)
     ranked_C, deduplicated = _ranked(value_C, rules, pins)
     row_K = np.flatnonzero(ranked_C)
     spread_K = row_K[spread_order(value_C[row_K], contenders.likeness.take(row_K), config)]
     order_S = spread_K[: count - len(pins)]
-    open_C = contenders.explorable_C & ranked_C
+    open_C = contenders.explorable_C & ranked_C & (foreign_loss(contenders, config) == 0)
     open_C[order_S] = False
     drawn = explored(order_S, open_C, contenders, config, rng)
     slate = pinned(drawn, pins)
     moves: tuple[Move, ...] = ()
     if explain:
-        orders = (order_of(boosted_C), order_of(value_C), row_K[order_of(value_C[row_K])], spread_K)
+        orders = (order_of(boosted_C), order_of(spoken_C), order_of(value_C), row_K[order_of(value_C[row_K])], spread_K)
         moves = moves_of(contenders, config, orders, drawn, slate.row_S, pins)
     return RankedRows(
         row_S=slate.row_S,
@@ -66,6 +68,13 @@ def boosted(contenders: Contenders) -> Float64s:
     with np.errstate(invalid="ignore"):
         raised_C: Float64s = score_C + (factor_C - 1) * np.abs(score_C) + add_C
     return raised_C
+
+
+def foreign_loss(contenders: Contenders, config: RerankConfig) -> Float64s:
+    """What each candidate loses for its language."""
+    if contenders.foreign_C is None:
+        return np.zeros(len(contenders))
+    return np.where(contenders.foreign_C, config.language_penalty, 0.0)
 
 
 def _ranked(value_C: Float64s, rules: RuleEffects, pins: tuple[Pin, ...]) -> tuple[Bools, int]:

@@ -41,8 +41,10 @@ STACK = REPORT_DIR / "stack"
 PATIENT = PipelineConfig(hydrate_ms=10_000.0)
 """No stage falls back: what is measured is the order."""
 DEADLINE_S = 60.0
-NOTHING = RerankConfig(category_penalty=0, creator_penalty=0, similarity_penalty=0, fresh_bonus=0, epsilon=0)
-TAKING = ("category_penalty", "creator_penalty", "similarity_penalty", "fresh_bonus", "epsilon")
+NOTHING = RerankConfig(
+    language_penalty=0, category_penalty=0, creator_penalty=0, similarity_penalty=0, fresh_bonus=0, epsilon=0
+)
+TAKING = ("language_penalty", "category_penalty", "creator_penalty", "similarity_penalty", "fresh_bonus", "epsilon")
 
 Choose = Callable[[Answer, UserClone], Sequence[str]]
 

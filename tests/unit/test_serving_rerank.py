@@ -139,7 +139,35 @@ def test_a_fresh_item_gains_and_a_publication_to_come_gains_no_more() -> None:
     assert _rerank([1.0, 0.9], config, age_ms_C=np.array([0, -week_ms])).row_S.tolist() == [0, 1]
 
 
+def test_an_item_in_another_language_than_is_stated_loses() -> None:
+    foreign_C, config = np.array([True, False, False]), replace(PLAIN, language_penalty=3.0)
+    rows = _rerank([1.0, 0.9, 0.8], config, foreign_C=foreign_C, explain=True)
+    assert rows.row_S.tolist() == [1, 2, 0]
+    assert {(move.row, move.step, move.reason) for move in rows.moves} == {
+        (0, "language", "in another language than the caller states"),
+        (1, "language", "items in other languages made way"),
+        (2, "language", "items in other languages made way"),
+    }
+    assert _rerank([1.0, 0.9, 0.8], config).row_S.tolist() == [0, 1, 2], "where none is stated nothing is lost"
+    assert _rerank([1.0, 0.9, 0.8], replace(PLAIN, language_penalty=0), foreign_C=foreign_C).row_S.tolist() == [0, 1, 2]
+
+
 # Exploration.
+
+
+def test_items_in_other_languages_are_not_explored() -> None:
+    count = 40
+    foreign_C = np.arange(count) % 2 == 1
+    for seed in range(20):
+        rows = _rerank(
+            np.linspace(1, 0, count).tolist(),
+            replace(DRAWS, epsilon=1.0, language_penalty=0.1),
+            10,
+            np.random.default_rng(seed),
+            explorable_C=np.ones(count, np.bool_),
+            foreign_C=foreign_C,
+        )
+        assert rows.explored_S.sum() == 1 and not foreign_C[rows.row_S[rows.explored_S]].any()
 
 
 def test_slots_lie_once_in_each_full_block() -> None:
@@ -338,6 +366,7 @@ def test_a_slate_has_no_item_twice_and_every_move_is_told(case: tuple[int, int, 
         category_C=rng.integers(0, 4, candidates),
         age_ms_C=rng.integers(0, 10**9, candidates),
         explorable_C=rng.random(candidates) < 0.4,
+        foreign_C=rng.random(candidates) < 0.3,
         rules=rules,
     )
     config = RerankConfig(epsilon=0.9, fresh_bonus=1.0)
@@ -357,7 +386,7 @@ def test_a_slate_has_no_item_twice_and_every_move_is_told(case: tuple[int, int, 
             assert move.from_position == stands != move.to_position and move.reason
             stands = move.to_position
         assert stands == position
-    order = ["boost", "fresh", "deduplicate", "spread", "explore", "pin"]
+    order = ["boost", "language", "fresh", "deduplicate", "spread", "explore", "pin"]
     steps = [order.index(move.step) for move in rows.moves]
     assert steps == sorted(steps)
 
