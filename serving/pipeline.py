@@ -312,7 +312,6 @@ class Pipeline:
             followed_creators=request.state.followed,
             trending_score_I=view.trending_score_I,
             impressions_I=view.impressions_I,
-            language=request.query.language,
         )
 
     def _score(self, request: _Hydrated, item_index_C: Int32s, retrieval_score_C: Float32s) -> Scored:

@@ -41,8 +41,6 @@ class RetrievalRequest:
     """What `models.sources.trending.trending_scores` made of the live item features; None when they are absent."""
     impressions_I: Float32s | None = None
     """How often each item was shown lately (any window); None when that is unknown."""
-    language: str | None = None
-    """The user's language where the caller states it."""
 
     @property
     def minute_ms(self) -> int:
