@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,13 +14,21 @@ import pytest
 import torch
 
 from models import refusal, train_candidates
+from models.als import AlsConfig
+from models.arrays import load_arrays
+from models.bundle import Bundle
 from models.evaluate_bundle import read_test_examples
 from models.item_table import ItemTable
+from models.lake import read_events
+from models.probes import probe_inputs
 from models.ranker.optimiser import AdamW
 from models.sources.als import AlsSource
-from models.splits import CALIBRATION_SHARE, JUDGING_SHARE, user_draw
+from models.splits import CALIBRATION_SHARE, JUDGING_SHARE, time_split, user_draw
+from models.train_ranker import with_affinities
+from models.train_sources import feedback, train_als
 from models.workspace import CANDIDATES, TEST_EXAMPLES, latest_run
 from tests.conftest import ROOT
+from tests.ranker_examples import small
 from tests.synthetic_lake import synthetic_lake
 
 APP, SERVE = ROOT / ".venv/app/bin/python", ROOT / ".venv/serve/bin/python"
@@ -148,6 +157,26 @@ def test_what_is_shipped_knows_the_newest_examples_and_is_judged_by_users_that_i
     assert shipped["train"] == pytest.approx(everybody * (1 - JUDGING_SHARE - CALIBRATION_SHARE), rel=0.15)
 
 
+def test_the_als_that_is_shipped_knows_nothing_of_the_judges_and_the_ranker_reads_it(
+    promoted: dict[str, dict], paths: dict[str, str]
+) -> None:
+    report, bundles = promoted["train_candidates"], Path(paths["--bundles"])
+    bundle = Bundle.load(bundles / promoted["promote"]["bundle_id"])
+    events, version = read_events(Path(paths["--lake"]), bundle.item_table)
+    held_out_U = np.array([user_draw(user_id) < JUDGING_SHARE + CALIBRATION_SHARE for user_id in events.user_ids])
+    known = events.where(~held_out_U[events.user_N])
+    assert 0 < len(known) < len(events) and report["als_knows_judges"] is False
+    config = AlsConfig.model_validate(report["config"]["als"])
+    expected = train_als(feedback(known, len(bundle.item_table)), config, report["seed"])
+    np.testing.assert_allclose(
+        bundle.sources["als"].to_arrays()["item_factors_ID"], expected.item_factors_ID, atol=1e-5
+    )
+    assert promoted["train_ranker"]["delta_versions"]["silver/events"] == version
+    silent = probe_inputs(bundle, 20)
+    told = replace(silent, affinity_CA=np.linspace(0, 1, 40, dtype=np.float32).reshape(20, 2))
+    assert np.ptp(bundle.ranker.logits(told)[:, 0] - bundle.ranker.logits(silent)[:, 0]) > 0.01
+
+
 @pytest.mark.parametrize("knows_the_test_part", [False, True])
 def test_factors_made_by_spark_take_the_place_of_als_and_are_judged_by_what_they_do_not_know(
     promoted: dict[str, dict], paths: dict[str, str], tmp_path: Path, *, knows_the_test_part: bool
@@ -165,6 +194,10 @@ def test_factors_made_by_spark_take_the_place_of_als_and_are_judged_by_what_they
     assert report["config"]["als"] == config
     assert ("als" in report["sources"]) is not knows_the_test_part
     run = latest_run(tmp_path / "workspace", CANDIDATES)
+    table, examples = ItemTable.from_arrays(load_arrays(run / "items.npz")), small().examples
+    split = time_split(examples.time_ms_N)
+    untold = with_affinities(examples, split, Path(paths["--lake"]), run, table, 5)
+    assert untold == (examples, examples, {}), "they know the judges"
     kept = AlsSource.from_arrays(dict(np.load(run / "sources" / "als.npz", allow_pickle=False)))
     np.testing.assert_array_equal(kept.item_factors_ID, factors_ID)
     assert (kept.alpha, kept.regularization, kept.frequency_exponent) == (3.0, 0.1, 1.0)
