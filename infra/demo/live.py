@@ -18,7 +18,7 @@ from infra.demo import SLATE_ITEMS
 from infra.demo.statistics import gap_share, ratio_interval
 from serving.client import RankingClient
 from streaming.producer import Producer
-from streaming.world import UserClone, World
+from streaming.world import UserClone, UserProfile, World
 
 ARMS = ("millrace", "popular", "random", "oracle")
 FEW_ACTS = range(5, 15)
@@ -99,16 +99,34 @@ class LiveResult:
 
 
 class Live:
-    """Some users of a world, each with a clone in every arm, who live on through any number of phases."""
+    """Some users of a world, each with a clone in every arm, who live on through any number of phases; newcomers may
+    join them in between.
+    """
 
     def __init__(
         self, world: World, client: RankingClient, producer: Producer, now_ms: Callable[[], int], users: int
     ) -> None:
         """Raises `ValueError` when the world has fewer users."""
         self._world, self._client, self._producer, self._now_ms = world, client, producer, now_ms
-        profiles = world.live_users(users)
-        self._clones = {arm: [world.clone_user(profile.user_id, arm) for profile in profiles] for arm in ARMS}
-        self._acts = dict.fromkeys((profile.user_id for profile in profiles if profile.is_new), 0)
+        self._clones: dict[str, list[UserClone]] = {arm: [] for arm in ARMS}
+        self._acts: dict[str, int] = {}
+        """What each newcomer has done, impressions aside."""
+        self._join(world.live_users(users))
+        self._newcomers = len(self._acts)
+
+    def welcome(self) -> None:
+        """Brings as many newcomers as there were at first, as far as the world has more."""
+        self._join(self._world.newcomers(self._newcomers, self.user_ids))
+
+    @property
+    def user_ids(self) -> list[str]:
+        """Who lives by now."""
+        return [clone.profile.user_id for clone in self._clones["millrace"]]
+
+    def _join(self, profiles: Sequence[UserProfile]) -> None:
+        for arm, clones in self._clones.items():
+            clones += [self._world.clone_user(profile.user_id, arm) for profile in profiles]
+        self._acts |= dict.fromkeys((profile.user_id for profile in profiles if profile.is_new), 0)
 
     def run(self, rounds: int, say: Callable[[str], None]) -> LiveResult:
         """Each user asks once a round in every arm. Says each round's click rates."""

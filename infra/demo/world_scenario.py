@@ -71,6 +71,7 @@ class WorldScenario:
                 with phases.phase(f"retrain {number}"):
                     self._retrain(client)
                 with phases.phase(f"live {number}"):
+                    live.welcome()
                     turns.append(self._live(live))
             self.report.add(closed_loop=turns)
             with phases.phase("probes"):

@@ -6,7 +6,7 @@ whose fields are exactly the contract's.
 Shapes: I items, P positions, U users, D latent dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -144,6 +144,13 @@ class World:
         picked = self._live_rng.choice(known, size=count - new, replace=False, p=weight / weight.sum())
         brand_new = self._live_rng.choice(chosen.live_only_users, size=new, replace=False) + chosen.users
         return [self.profile(id_of_user(int(index))) for index in (*picked, *brand_new)]
+
+    def newcomers(self, count: int, besides: Collection[str]) -> list[UserProfile]:
+        """As many brand-new users other than these, in the order of their ids; fewer where there are no more."""
+        chosen = self.parameters.population
+        user_ids = map(id_of_user, range(chosen.users, chosen.users + chosen.live_only_users))
+        left = [user_id for user_id in user_ids if user_id not in besides]
+        return [self.profile(user_id) for user_id in left[:count]]
 
     def _known_users(self) -> Ints:
         happened, _ = self._simulated

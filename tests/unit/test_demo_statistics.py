@@ -1,13 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from features.quality_limits import QualityLimits
-from infra.demo.live import ARMS, LiveResult, Outcome
+from infra.demo.live import ARMS, Live, LiveResult, Outcome
 from infra.demo.run import demo_settings
 from infra.demo.statistics import gap_share, latency, ratio_interval
 from infra.demo.world_scenario import live_days_accepted
+from streaming.world import World, WorldParameters
 
 
 def test_latency_keeps_the_values_and_their_percentiles() -> None:
@@ -63,6 +65,21 @@ def test_a_live_result_tells_newcomers_with_few_events_from_the_rest() -> None:
     assert (report["coverage"], report["age_days"]) == (0.25, 2.0)
     assert report["watch_s_per_slate"] == pytest.approx((2 + 9 + 2 + 4) / 4)
     assert result.by_round("millrace") == [11 / 20, 6 / 20]
+
+
+def test_as_many_newcomers_as_at_first_join_the_live_users_each_time() -> None:
+    parameters = WorldParameters.model_validate(
+        {"population": {"users": 60, "live_only_users": 10}, "catalogue": {"items": 100}}
+    )
+    world = World(parameters, now_ms=1_764_460_800_000)
+    nobody: Any = None
+    live = Live(world, nobody, nobody, lambda: world.now_ms, 27)
+    lived = [live.user_ids]
+    for _ in range(3):
+        live.welcome()
+        lived.append(live.user_ids)
+    assert [len(user_ids) for user_ids in lived] == [27, 31, 33, 33], "15% of 27 are new, of the 10 of the world"
+    assert len(set(lived[-1])) == 33 and lived[-1][:27] == lived[0]
 
 
 def test_the_gates_accept_the_days_of_the_live_phases_and_no_other(tmp_path: Path) -> None:

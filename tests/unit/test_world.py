@@ -226,6 +226,16 @@ def test_knowing_the_user_beats_popularity_beats_chance() -> None:
     assert rates["oracle"] > 1.5 * rates["popular"] > 1.5 * 1.5 * rates["random"] > 0
 
 
+def test_newcomers_are_brand_new_and_others_than_those_named() -> None:
+    built = World(small(), now_ms=NOW_MS)
+    first = built.newcomers(2, ())
+    then = built.newcomers(10_000, [profile.user_id for profile in first])
+    assert all(profile.is_new for profile in (*first, *then))
+    ids = [profile.user_id for profile in (*first, *then)]
+    assert len(set(ids)) == len(ids) == small().population.live_only_users
+    assert not built.newcomers(1, ids)
+
+
 def test_clones_of_one_user_do_not_disturb_each_other() -> None:
     built = World(small(), now_ms=NOW_MS)
     user_id = built.live_users(1)[0].user_id
