@@ -16,7 +16,7 @@ Bools = npt.NDArray[np.bool_]
 
 _LOOK_MS = 1_500
 """Time that looking at one position takes."""
-_WATCHED_TO_THE_END = 0.85
+WATCHED_TO_THE_END = 0.85
 _WATCH_MS_MIN = 500
 _STEP_MS = 2
 """Least distance between what happens at two positions, whatever the pace."""
@@ -106,7 +106,7 @@ def react(rng: np.random.Generator, shown: Shown, parameters: BehaviourParameter
 def _watched_fraction(rng: np.random.Generator, match_SP: Floats, parameters: BehaviourParameters) -> Floats:
     noise_SP = parameters.watch_sd * rng.standard_normal(match_SP.shape)
     fraction_SP = _sigmoid(parameters.watch_bias + parameters.watch_taste_weight * match_SP + noise_SP)
-    return np.where(fraction_SP >= _WATCHED_TO_THE_END, 1.0, fraction_SP)
+    return np.where(fraction_SP >= WATCHED_TO_THE_END, 1.0, fraction_SP)
 
 
 def _sigmoid(logit: Floats) -> Floats:

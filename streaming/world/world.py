@@ -66,6 +66,8 @@ class Reaction:
     """Events besides the impressions."""
     watch_ms: int
     """Time watched, of all items."""
+    watched_P: tuple[float, ...]
+    """The fraction watched of each item of the slate; 0 where it was not clicked."""
 
     @property
     def clicks(self) -> int:
@@ -187,7 +189,7 @@ class World:
         Raises `ValueError` for an item that the world does not have.
         """
         if not item_ids:
-            return Reaction(records=[], impressions=0, clicked_item_ids=(), acts=0, watch_ms=0)
+            return Reaction(records=[], impressions=0, clicked_item_ids=(), acts=0, watch_ms=0, watched_P=())
         item_P = np.array([self._index_of(item, self._item_index, "item") for item in item_ids])
         shown = self._shown(clone, item_P, now_ms)
         reactions = react(clone.rng, shown, self.parameters.behaviour, pace=0.0)
@@ -201,6 +203,7 @@ class World:
             clicked_item_ids=tuple(id_of_item(int(i)) for i in item_P[reactions.clicked_SP[0]]),
             acts=len(happened) - len(item_P),
             watch_ms=int(reactions.watch_ms_SP.sum()),
+            watched_P=tuple((reactions.watch_ms_SP / shown.duration_ms_SP)[0].tolist()),
         )
 
     def _live_records(self, rng: np.random.Generator, happened: Occurrences, request_id: str) -> list[Record]:

@@ -16,6 +16,7 @@ from features.items import Item, parse_item
 from features.names import MS_PER_DAY
 from streaming.records import COUNTED_KINDS, DUPLICATE_KINDS, REFUSED_KINDS, Ledger, Record, RecordKind, uuid7
 from streaming.world import World, WorldParameters
+from streaming.world.knower import Knower
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW_MS = 1_760_000_000_000
@@ -224,6 +225,19 @@ def click_rates(built: World, users: int, slates: int) -> dict[str, float]:
 def test_knowing_the_user_beats_popularity_beats_chance() -> None:
     rates = click_rates(world(), users=120, slates=2)
     assert rates["oracle"] > 1.5 * rates["popular"] > 1.5 * 1.5 * rates["random"] > 0
+
+
+def test_who_knows_all_but_the_taste_comes_between_the_popular_slate_and_the_oracle() -> None:
+    built = World(small(), now_ms=NOW_MS)
+    clicks = dict.fromkeys(("popular", "knower", "oracle"), 0)
+    for profile in built.live_users(40):
+        clones = {arm: built.clone_user(profile.user_id, arm) for arm in clicks}
+        knower = Knower(built, clones["knower"], particles=2_000)
+        for _ in range(3):
+            clicks["knower"] += knower.live(10, NOW_MS).clicks
+            for arm, choose in (("popular", built.popular_slate), ("oracle", built.oracle_slate)):
+                clicks[arm] += built.react(clones[arm], choose(clones[arm], 10, NOW_MS), arm, NOW_MS).clicks
+    assert clicks["popular"] * 1.2 < clicks["knower"] < clicks["oracle"] * 1.1
 
 
 def test_newcomers_are_brand_new_and_others_than_those_named() -> None:
