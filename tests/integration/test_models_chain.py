@@ -1,11 +1,13 @@
 """From real Delta tables to a promoted bundle by the commands that Airflow runs, scored where there is no torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models import refusal, train_candidates
+from models import refusal, train_candidates, train_ranker
 from models.als import AlsConfig
 from models.arrays import load_arrays
 from models.bundle import Bundle
@@ -21,10 +23,10 @@ from models.evaluate_bundle import read_test_examples
 from models.item_table import ItemTable
 from models.lake import read_events
 from models.probes import probe_inputs
+from models.ranker.config import RankerConfig
 from models.ranker.optimiser import AdamW
 from models.sources.als import AlsSource
 from models.splits import CALIBRATION_SHARE, JUDGING_SHARE, time_split, user_draw
-from models.train_ranker import with_affinities
 from models.train_sources import feedback, train_als
 from models.workspace import CANDIDATES, TEST_EXAMPLES, latest_run
 from tests.conftest import ROOT
@@ -196,7 +198,7 @@ def test_factors_made_by_spark_take_the_place_of_als_and_are_judged_by_what_they
     run = latest_run(tmp_path / "workspace", CANDIDATES)
     table, examples = ItemTable.from_arrays(load_arrays(run / "items.npz")), small().examples
     split = time_split(examples.time_ms_N)
-    untold = with_affinities(examples, split, Path(paths["--lake"]), run, table, 5)
+    untold = train_ranker.with_affinities(examples, split, Path(paths["--lake"]), run, table, 5)
     assert untold == (examples, examples, {}), "they know the judges"
     kept = AlsSource.from_arrays(dict(np.load(run / "sources" / "als.npz", allow_pickle=False)))
     np.testing.assert_array_equal(kept.item_factors_ID, factors_ID)
@@ -234,6 +236,32 @@ def test_training_again_with_the_seed_gives_the_same_bundle_and_promotes_it_agai
     for name in ("bundle_id", "version"):
         assert again[name] == promoted["promote"][name]
     assert again["previous_champion"] == again["bundle_id"]
+
+
+def test_a_training_that_ends_between_its_two_networks_goes_on_to_the_same_ones(
+    promoted: dict[str, dict], paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, fitted = Path(paths["--workspace"]), []
+    shutil.copytree(ours / CANDIDATES, tmp_path / CANDIDATES)
+
+    def dies_at_the_second(*given: Any) -> train_ranker.Fitted:
+        if fitted:
+            raise KeyboardInterrupt
+        fitted.append(fit(*given))
+        return fitted[0]
+
+    fit = train_ranker.fit
+    monkeypatch.setattr(train_ranker, "fit", dies_at_the_second)
+    asked = (Path(paths["--lake"]), tmp_path, 5, RankerConfig(), "again")
+    with pytest.raises(KeyboardInterrupt):
+        train_ranker.train(*asked)
+    assert [path.name for path in (tmp_path / "ranker").glob("*")] == ["checkpoint-reported.pt"]
+    monkeypatch.setattr(train_ranker, "fit", fit)
+    report = train_ranker.train(*asked)
+    assert report["heads"]["click"]["auc"] == promoted["train_ranker"]["heads"]["click"]["auc"]
+    first, again = (latest_run(root, "ranker") / "ranker.onnx" for root in (ours, tmp_path))
+    assert first.read_bytes() == again.read_bytes()
+    assert not list((tmp_path / "ranker").glob("checkpoint*"))
 
 
 def test_a_worse_ranker_is_refused_with_the_gate_and_the_champion_stays(
