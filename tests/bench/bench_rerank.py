@@ -60,6 +60,8 @@ class Demo:
     """The live users, who have seen what the store says."""
     now_ms: int
     seed: int
+    rounds: int
+    """How many slates each of them has asked for."""
 
     def shown(self, arm: Arm, choose: Choose) -> list[Sequence[str]]:
         """One slate of each live user."""
@@ -90,7 +92,7 @@ class Demo:
         found = []
         for each in self.clones:
             clone = self.world.clone_user(each.profile.user_id, "bound")
-            for _ in range(DemoOptions().rounds):
+            for _ in range(self.rounds):
                 self.world.react(clone, choose(clone, SLATE_ITEMS, self.now_ms), "bound", self.now_ms)
             slate = choose(clone, SLATE_ITEMS, self.now_ms)
             found.append(self.world.expected_clicks(clone, slate, self.now_ms))
@@ -160,8 +162,15 @@ def _demo(directory: Path) -> Demo:
     for clone in clones:
         seen = backend.read_user(clone.profile.user_id, now_ms).seen
         clone.seen.update(number_of[item_id] for item_id in seen if item_id in number_of)
-    view = _view(bundle, backend, now_ms, directory)
-    return Demo(world=world, backend=backend, view=view, clones=clones, now_ms=now_ms, seed=report["seed"])
+    return Demo(
+        world=world,
+        backend=backend,
+        view=_view(bundle, backend, now_ms, directory),
+        clones=clones,
+        now_ms=now_ms,
+        seed=report["seed"],
+        rounds=DemoOptions().rounds * len(report["closed_loop"]),
+    )
 
 
 def _world_of(bundle: Bundle, seed: int) -> World:
@@ -172,7 +181,11 @@ def _world_of(bundle: Bundle, seed: int) -> World:
     later_ms = {published_ms.get(item.item_id, 0) - item.published_at_ms for item in guess.items()}
     if len(later_ms) != 1:
         raise BenchError("the last demo was not of the default size; run `make demo` first.")
-    return World(parameters, now_ms=guess.now_ms + later_ms.pop())
+    world = World(parameters, now_ms=guess.now_ms + later_ms.pop())
+    # A bundle that was trained again knows what was published live, all of it at once.
+    live_ms = [at_ms for at_ms in published_ms.values() if at_ms > world.now_ms]
+    world.publish_items(len(live_ms), max(live_ms, default=world.now_ms))
+    return world
 
 
 def _view(bundle: Bundle, backend: Backend, now_ms: int, directory: Path) -> LiveView:
