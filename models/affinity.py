@@ -18,7 +18,7 @@ import numpy as np
 from models.als import AlsConfig
 from models.examples import Examples
 from models.lake import EventLog
-from models.ranker_inputs import Float32s, no_affinity
+from models.ranker_inputs import Float32s, Int64s, no_affinity
 from models.sources.als import AlsSource
 from models.splits import FOLDS, fold_of, user_draw
 from models.train_sources import feedback, train_als
@@ -26,8 +26,7 @@ from models.train_sources import feedback, train_als
 
 def without_fold(log: EventLog, fold: int) -> EventLog:
     """The events of the other folds' users."""
-    draw_U = np.array([user_draw(user_id) for user_id in log.user_ids])
-    return log.where((fold_of(draw_U) != fold)[log.user_N])
+    return log.where(_fold_N(log) != fold)
 
 
 def cross_fitted(
@@ -38,8 +37,15 @@ def cross_fitted(
     Raises `models.als.AlsError` where the others have no interactions.
     """
     folds = range(FOLDS) if first is None else range(1, FOLDS)
-    trained = [train_als(feedback(without_fold(log, fold), items), config, seed) for fold in folds]
+    fold_N = _fold_N(log)
+    trained = [train_als(feedback(log.where(fold_N != fold), items), config, seed) for fold in folds]
     return trained if first is None else [first, *trained]
+
+
+def _fold_N(log: EventLog) -> Int64s:  # noqa: N802 - shape suffix
+    """The fold of each event's user."""
+    draw_U = np.array([user_draw(user_id) for user_id in log.user_ids])
+    return fold_of(draw_U)[log.user_N]
 
 
 def affinity_of(examples: Examples, sources: Sequence[AlsSource]) -> Float32s:

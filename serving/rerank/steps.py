@@ -31,14 +31,15 @@ def rerank(
     rules = contenders.rules
     pins = rules.pins[:count]
     boosted_C = boosted(contenders)
-    spoken_C = boosted_C - foreign_loss(contenders, config)
+    lost_C = foreign_loss(contenders, config)
+    spoken_C = boosted_C - lost_C
     fresh_C = config.fresh_bonus * np.exp2(-np.maximum(contenders.age_ms_C, 0) / config.fresh_half_life_ms)
     value_C = np.where(np.isfinite(contenders.score_C), spoken_C + fresh_C, -np.inf)
     ranked_C, deduplicated = _ranked(value_C, rules, pins)
     row_K = np.flatnonzero(ranked_C)
     spread_K = row_K[spread_order(value_C[row_K], contenders.likeness.take(row_K), config)]
     order_S = spread_K[: count - len(pins)]
-    open_C = contenders.explorable_C & ranked_C & (foreign_loss(contenders, config) == 0)
+    open_C = contenders.explorable_C & ranked_C & (lost_C == 0)
     open_C[order_S] = False
     drawn = explored(order_S, open_C, contenders, config, rng)
     slate = pinned(drawn, pins)

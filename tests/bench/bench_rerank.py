@@ -19,23 +19,21 @@ import numpy.typing as npt
 from rich.console import Console
 
 from features.backends import Backend, open_backend
-from features.tiles import DAY_RETENTION_MS, ITEM_TILES
 from infra.demo import SLATE_ITEMS
 from infra.demo.options import DemoOptions
 from infra.demo.run import REPORT_DIR
 from models.bundle import Bundle, BundleError, champion_id, loaded
 from serving.answer import Answer
 from serving.arms import MILLRACE, Arm
-from serving.item_snapshot import ItemSnapshot
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import Query
 from serving.rerank import RerankConfig
-from serving.snapshot_files import KeeperReport, SnapshotReader, SnapshotWriter
 from serving.stages import Progress
 from serving.users import UserReader
-from serving.view import LiveView, ViewBuilder
+from serving.view import LiveView
 from streaming.world import UserClone, World, WorldParameters
 from tests.bench.report import BenchError, Row
+from tests.bench.serving_assembly import view_of
 
 STACK = REPORT_DIR / "stack"
 PATIENT = PipelineConfig(hydrate_ms=10_000.0)
@@ -165,7 +163,7 @@ def _demo(directory: Path) -> Demo:
     return Demo(
         world=world,
         backend=backend,
-        view=_view(bundle, backend, now_ms, directory),
+        view=view_of(bundle, backend, now_ms, directory),
         clones=clones,
         now_ms=now_ms,
         seed=report["seed"],
@@ -186,15 +184,3 @@ def _world_of(bundle: Bundle, seed: int) -> World:
     live_ms = [at_ms for at_ms in published_ms.values() if at_ms > world.now_ms]
     world.publish_items(len(live_ms), max(live_ms, default=world.now_ms))
     return world
-
-
-def _view(bundle: Bundle, backend: Backend, now_ms: int, directory: Path) -> LiveView:
-    snapshot, reader = ItemSnapshot(), SnapshotReader(directory, perf_counter)
-    snapshot.load(backend.read_tile_rows(ITEM_TILES.name, now_ms - DAY_RETENTION_MS))
-    writer = SnapshotWriter(directory)
-    writer.publish(snapshot.finalise_all(now_ms))
-    writer.beat(KeeperReport())
-    features = reader.look()
-    if features is None:
-        raise BenchError("the snapshot that was published is not found.")
-    return ViewBuilder().build(bundle, bundle.item_table, features, ())
