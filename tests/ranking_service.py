@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -13,9 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from features.names import Topics
 from features.repo import FeatureRepo, write_repo
+from serving.client import RankingClient, Slate
 from tests.conftest import ROOT, free_port, running, wait_for
 from tests.serving_bundle import promote, write_tiny_bundle
 
+WHOLE_WITHIN = 20
+"""Requests within which a service that is well gives a slate for which no stage fell back."""
 SERVE_PYTHON = str(ROOT / ".venv" / "serve" / "bin" / "python")
 
 
@@ -91,3 +95,11 @@ def promoted(service: Service, label: str = "tiny") -> str:
     serving = health_pb2.HealthCheckResponse.SERVING
     wait_for(lambda: health(service.address) == serving, f"health SERVING; see {service.log}")
     return bundle_id
+
+
+def whole_slate(client: RankingClient, user_id: str, count: int = 10, **asked: Any) -> Slate:
+    """A slate for which no stage fell back: on a busy machine a stage misses its time now and then."""
+    slates = (client.recommend(user_id, count, **asked) for _ in range(WHOLE_WITHIN))
+    slate = next((slate for slate in slates if not slate.degraded), None)
+    assert slate is not None, f"{user_id} got {WHOLE_WITHIN} slates, none of them whole"
+    return slate

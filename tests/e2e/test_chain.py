@@ -32,6 +32,7 @@ from serving.client import RankingClient
 from streaming.producer import Producer
 from streaming.records import COUNTED_KINDS, Record, record_of
 from tests.conftest import wait_for
+from tests.ranking_service import whole_slate
 
 pytestmark = pytest.mark.timeout(1_500)  # the first test waits for the whole chain
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
@@ -115,9 +116,8 @@ def test_the_bundle_that_serves_is_the_one_promoted(
     scenario: tuple[WorldScenario, list[Record]], client: RankingClient
 ) -> None:
     bundle_id, metrics = scenario[0].chain.champion()
-    slate = client.recommend(scenario[0].world.live_users(10)[0].user_id)
+    slate = whole_slate(client, scenario[0].world.live_users(10)[0].user_id)
     assert slate.bundle_id == bundle_id
-    assert not slate.degraded
     assert len({item.item_id for item in slate.items}) == 10
     assert metrics
 
@@ -219,7 +219,7 @@ def test_what_was_served_is_what_training_computes_and_the_monitor_has_seen_it(
     users = [profile.user_id for profile in world.live_users(60) if not profile.is_new]
     sent = count_records(servers, topics().slates)
     for user_id in users:  # a busy machine may cut one short, and then it is not judged
-        wait_for(lambda user_id=user_id: not client.recommend(user_id).degraded, "a whole slate", 30)
+        whole_slate(client, user_id)
     wait_for(lambda: count_records(servers, topics().slates) >= sent + len(users), "the slates in Kafka")
     # The lake must reach beyond the slates, and hold them.
     after = Event(
