@@ -30,7 +30,7 @@ from features.events import (
 from features.names import Topics
 from features.tiles import FAMILIES, TileFamily, column_sql
 
-FUNCTIONS = {"read_event": "millrace.ReadEvent", "bit_or": "millrace.BitOr", "mark_copies": "millrace.MarkCopies"}
+FUNCTIONS = {"read_event": "millrace.ReadEvent", "bit_or": "millrace.BitOr"}
 """The functions of streaming/java by the names that the SQL calls them by."""
 MAX_DEAD_LETTER_BYTES = 2 * 1024 * 1024
 """Largest record that the job produces: the broker's largest record (1 MiB) in base64, with its envelope."""
@@ -220,17 +220,15 @@ def counted_views() -> tuple[str, str, str]:
     """Valid events in time; whether each is a copy of one before; and those that are none.
 
     A user's events share a partition and every shuffle keeps their order, so the first to be processed is the first
-    by offset. No identifier holds a space, so the key is unique. ROW_NUMBER would drop the copies unseen.
+    by offset. ROW_NUMBER would drop the copies unseen.
     """
     kept = _names((*INTERACTION_FIELDS, *_SOURCE))
     in_time = (
-        f"CREATE VIEW in_time AS\nSELECT {kept}, CONCAT(user_id, ' ', event_id) AS event_key\nFROM judged\n"
+        f"CREATE VIEW in_time AS\nSELECT {kept}\nFROM judged\n"
         f"WHERE reason IS NULL AND arrival_ms - event_time_ms <= {HORIZON_MS}"
     )
-    marked = (
-        f"CREATE VIEW marked AS\nSELECT {kept}, is_copy\n"
-        "FROM mark_copies(events => TABLE in_time PARTITION BY event_key, uid => 'copies')"
-    )
+    so_far = f"COUNT(*) OVER (PARTITION BY {_names(_IDENTITY)} ORDER BY PROCTIME())"
+    marked = f"CREATE VIEW marked AS\nSELECT {kept}, {so_far} > 1 AS is_copy\nFROM in_time"
     counted = f"CREATE VIEW counted AS\nSELECT {kept}\nFROM marked\nWHERE NOT is_copy"
     return in_time, marked, counted
 

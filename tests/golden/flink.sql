@@ -2,8 +2,6 @@ CREATE TEMPORARY SYSTEM FUNCTION read_event AS 'millrace.ReadEvent';
 
 CREATE TEMPORARY SYSTEM FUNCTION bit_or AS 'millrace.BitOr';
 
-CREATE TEMPORARY SYSTEM FUNCTION mark_copies AS 'millrace.MarkCopies';
-
 CREATE TABLE events_topic (
   `value` BYTES,
   `arrival` TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
@@ -190,13 +188,13 @@ SELECT `value`, `partition`, `offset`, `arrival_ms`,
 FROM read;
 
 CREATE VIEW in_time AS
-SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, CONCAT(user_id, ' ', event_id) AS event_key
+SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`
 FROM judged
 WHERE reason IS NULL AND arrival_ms - event_time_ms <= 172800000;
 
 CREATE VIEW marked AS
-SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, is_copy
-FROM mark_copies(events => TABLE in_time PARTITION BY event_key, uid => 'copies');
+SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`, COUNT(*) OVER (PARTITION BY `event_id`, `user_id` ORDER BY PROCTIME()) > 1 AS is_copy
+FROM in_time;
 
 CREATE VIEW counted AS
 SELECT `event_id`, `event_type`, `event_time_ms`, `user_id`, `item_id`, `category`, `creator_id`, `watch_ms`, `duration_ms`, `partition`, `offset`
