@@ -192,7 +192,7 @@ def _merge_windows(
     place_R = window_R * groups + group_T[row_R]
     first = np.concatenate(([0], np.flatnonzero(place_R[1:] != place_R[:-1]) + 1))
     merged_PK = merged_WGK.reshape(windows * groups, columns)
-    values_RK = rows.values_TK[row_R]
+    values_RK = rows.values_TK.take(row_R, axis=0)
     for merge, place_K in merges:
         if len(place_K):
             merged_PK[place_R[first][:, None], place_K] = merge.reduceat(values_RK[:, place_K], first, axis=0)
