@@ -15,6 +15,7 @@ from models.ranker.scorer import Ranker
 from models.ranker_inputs import RankerLayout
 from models.refusal import RefusalError
 from models.sources import SOURCE_TYPES, Source
+from models.sources.als import AlsSource
 from models.value import checked_weights
 
 MANIFEST = "manifest.json"
@@ -45,6 +46,12 @@ class Bundle:
     sources: dict[str, Source]
     ranker: Ranker
     value_weights: dict[str, float]
+
+    @property
+    def als(self) -> AlsSource | None:
+        """The source whose factors the ranker and the rerank stage read, too; None in a bundle without it."""
+        als = self.sources.get("als")
+        return als if isinstance(als, AlsSource) else None
 
     @staticmethod
     def load(path: Path, threads: int = 1) -> "Bundle":

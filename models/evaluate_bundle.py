@@ -16,7 +16,6 @@ from models.metrics import auc, expected_calibration_error, gauc, log_loss
 from models.ranker.evaluation import realised_value, slate_ndcg
 from models.ranker_inputs import CANDIDATE_FEATURES, HEADS
 from models.refusal import RefusalError
-from models.sources.als import AlsSource
 from models.value import DEFAULT_WEIGHTS, value
 
 Float32s = npt.NDArray[np.float32]
@@ -93,8 +92,8 @@ def score_examples(bundle: Bundle, rows: pa.Table) -> ScoredExamples:
     examples = assemble(
         rows.to_batches(max_chunksize=BATCH_ROWS), rows.num_rows, bundle.ranker.layout, bundle.item_table
     )
-    if isinstance(als := bundle.sources.get("als"), AlsSource):
-        examples = examples.with_affinity(affinity_of(examples, [als]))
+    if bundle.als is not None:
+        examples = examples.with_affinity(affinity_of(examples, [bundle.als]))
     return ScoredExamples(
         label_NT=examples.label_NT,
         served=bundle.ranker.score(examples.inputs.as_served()),

@@ -4,7 +4,6 @@ import numpy as np
 
 from features.specs import Entity, features_of
 from models.item_table import Int32s
-from models.sources.als import AlsSource
 from serving.rerank import Contenders, Likeness, RuleEffects
 from serving.retrieve import Retrieved
 from serving.score import Scored
@@ -27,7 +26,7 @@ def contenders(
     the caller states.
     """
     table = view.item_table
-    explorable, als = retrieved.by_source.get("exploration"), view.bundle.sources.get("als")
+    explorable, als = retrieved.by_source.get("exploration"), view.bundle.als
     explorable_I = np.zeros(len(table), np.bool_)  # a tenth of the time that `isin` takes
     if explorable is not None:
         explorable_I[explorable.item_index] = True
@@ -38,7 +37,7 @@ def contenders(
         likeness=Likeness(
             category_C=table.category_code[item_index_C].astype(np.int64),
             creator_C=table.creator_code[item_index_C].astype(np.int64),
-            factors_CD=als.unit_factors(item_index_C) if isinstance(als, AlsSource) else None,
+            factors_CD=None if als is None else als.unit_factors(item_index_C),
         ),
         age_ms_C=instant_ms - table.published_at_ms[item_index_C],
         explorable_C=explorable_I[item_index_C],

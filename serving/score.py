@@ -14,7 +14,6 @@ from features.user_state import UserState
 from models.history import UserHistory
 from models.item_table import Int32s
 from models.ranker_inputs import RankerInputs, assemble_request
-from models.sources.als import AlsSource
 from models.sources.base import Float32s
 from models.value import value
 from serving.view import LiveView
@@ -81,8 +80,7 @@ def assemble(view: LiveView, state: UserState, history: UserHistory, item_index_
 
 
 def _affinity(view: LiveView, history: UserHistory, item_index_C: Int32s) -> Float32s | None:
-    als = view.bundle.sources.get("als")
-    if not isinstance(als, AlsSource):
+    if (als := view.bundle.als) is None:
         return None
     return als.affinity(als.fold_in(history.item_index_L, history.weight_L), item_index_C)
 
