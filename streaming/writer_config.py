@@ -23,8 +23,8 @@ class WriterConfig:
     """Prometheus metrics on 127.0.0.1; 0 takes a free port, which is logged."""
     group: str = "millrace-online-writer"
     max_batch: int = 60_000
-    """Rows written in one transaction at most: bounds memory and the time that other writers wait. Rows of a large
-    batch share pages, which are then written once: an event costs a fifth less than with batches of 10,000."""
+    """Rows of all topics written at once, a transaction a topic: bounds memory and the time that other writers wait.
+    Rows of a large batch share pages, which are then written once (infra/adr/0013)."""
     linger_ms: int = 3
     """How long a batch waits for more rows after its first."""
     expire_every_s: float = 600.0

@@ -18,8 +18,6 @@ from serving.client import RankingClient, Slate
 from tests.conftest import ROOT, free_port, running, wait_for
 from tests.serving_bundle import promote, write_tiny_bundle
 
-WHOLE_WITHIN = 20
-"""Requests within which a service that is well gives a slate for which no stage fell back."""
 SERVE_PYTHON = str(ROOT / ".venv" / "serve" / "bin" / "python")
 
 
@@ -99,7 +97,11 @@ def promoted(service: Service, label: str = "tiny") -> str:
 
 def whole_slate(client: RankingClient, user_id: str, count: int = 10, **asked: Any) -> Slate:
     """A slate for which no stage fell back: on a busy machine a stage misses its time now and then."""
-    slates = (client.recommend(user_id, count, **asked) for _ in range(WHOLE_WITHIN))
-    slate = next((slate for slate in slates if not slate.degraded), None)
-    assert slate is not None, f"{user_id} got {WHOLE_WITHIN} slates, none of them whole"
+
+    def whole() -> Slate | None:
+        slate = client.recommend(user_id, count, **asked)
+        return None if slate.degraded else slate
+
+    slate = wait_for(whole, f"a whole slate for {user_id}", timeout_s=30)
+    assert isinstance(slate, Slate)
     return slate

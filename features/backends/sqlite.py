@@ -46,8 +46,8 @@ _PRAGMAS = (
     "journal_mode = WAL",
     # A commit survives the end of the process; a power cut may take the last ones with their offsets.
     "synchronous = NORMAL",
-    # 4 GiB of the file are read where they lie: a store that outgrew 256 MiB had its pages copied one by one.
-    "mmap_size = 4294967296",
+    # What SQLite is built to map at most, 2 GiB: pages of the file beyond it are copied one by one to be read.
+    "mmap_size = 2147418112",
     # 32 MiB of pages a connection, and 16 MiB of log before it is copied back: a batch touches a page a user, and
     # pages that several batches touch are then read, and copied back, once.
     "cache_size = -32768",
