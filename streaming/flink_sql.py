@@ -36,6 +36,7 @@ MAX_DEAD_LETTER_BYTES = 2 * 1024 * 1024
 """Largest record that the job produces: the broker's largest record (1 MiB) in base64, with its envelope."""
 
 _IDENTITY = ("event_id", "user_id")
+"""In this order: ids that grow with time then stand together in the state (infra/adr/0006)."""
 _SOURCE = ("partition", "offset")
 _PLACE = (*_SOURCE, "arrival_ms")
 _PLACE_TYPES = {"partition": "INT", "offset": "BIGINT", "arrival_ms": "BIGINT"}
