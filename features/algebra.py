@@ -43,17 +43,17 @@ class TileRows:
         is_day_T = self.tile_ms_T == DAY_TILE_MS
         if not is_day_T.any():
             return np.ones(len(self.n_T), dtype=np.bool_)
-        is_over_T = is_day_T & (self.tile_start_T <= instant_ms - DAY_TILE_MS)
+        is_over_T = self.tile_start_T <= instant_ms - DAY_TILE_MS
+        # A side's events count for it; a day tile of a day that is not over counts against itself.
+        votes_T = np.where(is_day_T, np.where(is_over_T, self.n_T, -1), -self.n_T)
         day_T = self.tile_start_T // MS_PER_DAY
         day_T -= day_T.min()
         group_T = self.key_T * (day_T.max() + 1) + day_T
         if group_T.max() > GAPS_MAX * len(group_T):
             _, group_T = np.unique(group_T, return_inverse=True)
-        day_n_D = np.bincount(group_T, weights=np.where(is_over_T, self.n_T, 0))
-        streamed_n_D = np.bincount(group_T, weights=np.where(is_day_T, 0, self.n_T))
-        takes_day_T = (day_n_D >= streamed_n_D)[group_T]
-        kept: Bools = np.where(is_day_T, is_over_T & takes_day_T, ~takes_day_T)
-        return kept
+        takes_day_D = np.bincount(group_T, weights=votes_T) >= 0
+        kept_T: Bools = takes_day_D[group_T] == is_day_T
+        return kept_T
 
     def reordered(self, order_T: npt.NDArray[np.intp]) -> "TileRows":
         """The same rows in the order of these indices."""
@@ -83,9 +83,9 @@ class Finaliser:
         )
         """How columns are merged, and the places in K of those that are merged so."""
         window_F = [(feature.window_ms, resolution_ms(feature)) for feature in self.features]
-        self._windows = tuple(sorted(set(window_F)))
-        """W pairs of length and resolution."""
-        self._is_long_W = np.array([tile_ms == DAY_TILE_MS for _, tile_ms in self._windows], dtype=np.intp)
+        self._windows = tuple(sorted(set(window_F), key=lambda window: (window[1] == DAY_TILE_MS, window)))
+        """W pairs of length and resolution; the fine ones come first."""
+        self._fine = sum(tile_ms != DAY_TILE_MS for _, tile_ms in self._windows)
         parts = [[self._index[column.name] for column in feature_columns(feature)] for feature in self.features]
         self._window_F = np.array([self._windows.index(window) for window in window_F], dtype=np.intp)
         self._first_F = np.array([part[0] for part in parts], dtype=np.intp)
@@ -113,8 +113,9 @@ class Finaliser:
             rows, group_T = rows.reordered(order_T), group_T[order_T]
         start_W = np.array([tile_start(instant_ms - window_ms, tile_ms) for window_ms, tile_ms in self._windows])
         started_T = rows.tile_start_T <= instant_ms
-        counted_2T = np.stack([started_T & (rows.tile_ms_T != DAY_TILE_MS), started_T & rows.counted_once(instant_ms)])
-        counted_WT = counted_2T[self._is_long_W] & (rows.tile_start_T >= start_W[:, None])
+        counted_WT = rows.tile_start_T >= start_W[:, None]
+        counted_WT[: self._fine] &= started_T & (rows.tile_ms_T != DAY_TILE_MS)
+        counted_WT[self._fine :] &= started_T & rows.counted_once(instant_ms)
         at_once = len(self._windows) if len(group_T) <= MAX_ROWS_AT_ONCE else 1
         for w in range(0, len(self._windows), at_once):
             _merge_windows(merged_WGK[w : w + at_once], counted_WT[w : w + at_once], rows, group_T, self._merges)

@@ -298,7 +298,7 @@ class _Columns(NamedTuple):
 
     integers: npt.NDArray[np.intp]
     floats: npt.NDArray[np.intp]
-    order: npt.NDArray[np.intp]
+    order: tuple[int, ...]
     """For each asked name its place among integers and then floats."""
 
 
@@ -306,7 +306,7 @@ class _Columns(NamedTuple):
 def _columns_of(entity: Entity, names: tuple[str, ...]) -> _Columns:
     is_integer = {feature.name: feature.is_integer for feature in features_of(entity)}
     integers, floats = (np.flatnonzero([is_integer[name] is kind for name in names]) for kind in (True, False))
-    return _Columns(integers, floats, np.argsort([*integers, *floats]))
+    return _Columns(integers, floats, tuple(np.argsort([*integers, *floats]).tolist()))
 
 
 def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: EntityValues) -> None:
@@ -316,12 +316,19 @@ def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: E
     """
     shared = _encode_statuses(len(read.newest_event_ms_G)) + _encode_stamps(read.newest_event_ms_G).tobytes()
     values_FG = read.values_GF.T
-    encoded = [*_encode_int64s(values_FG[columns.integers]), *_encode_float64s(values_FG[columns.floats])]
-    vectors = []
-    for place in columns.order.tolist():
-        values = encoded[place].tobytes()
-        vectors += [_RESULTS_TAG, _varint(len(values) + len(shared)), values, shared]
-    response.MergeFromString(b"".join(vectors))
+    vectors = [
+        *_begin_vectors(_encode_int64s(values_FG[columns.integers]), len(shared)),
+        *_begin_vectors(_encode_float64s(values_FG[columns.floats]), len(shared)),
+    ]
+    response.MergeFromString(shared.join([*(vectors[place] for place in columns.order), b""]))
+
+
+def _begin_vectors(values_FGB: npt.NDArray[np.uint8], rest: int) -> list[bytes]:
+    """Each row of values as the beginning of `repeated FeatureVector results`, of which `rest` bytes will follow."""
+    features, size = len(values_FGB), values_FGB[:1].nbytes
+    values_F: list[bytes] = values_FGB.reshape(features, size).view(np.dtype((np.void, size)))[:, 0].tolist()
+    begin = _RESULTS_TAG + _varint(size + rest)
+    return [begin + values for values in values_F]
 
 
 _NANOS_PER_MS = 1_000_000

@@ -6,6 +6,7 @@ C candidates, S positions of the slate.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,9 @@ from serving.filters import Exclusions
 from serving.query import Query
 from serving.rerank import Contenders, Move, RankedRows, by_score
 from serving.retrieve import Retrieved
-from serving.score import SUNK_SCORE, Scored
+from serving.score import Scored
 from serving.stages import STAGES, Progress
+from serving.sunk_scores import finite
 from serving.view import LiveView
 
 
@@ -118,12 +120,6 @@ class Answer:
         return [{head: p for head, p in zip(heads, row, strict=True) if np.isfinite(p)} for row in p_ST.tolist()]
 
 
-def finite(score_C: npt.NDArray[np.float64]) -> list[float]:
-    """Scores as they are answered and logged: `SUNK_SCORE` for one that is not finite."""
-    scores: list[float] = np.where(np.isfinite(score_C), score_C, SUNK_SCORE).tolist()
-    return scores
-
-
 def to_proto(answer: Answer) -> pb.Slate:
     """The answer on the wire."""
     slate = pb.Slate(
@@ -147,23 +143,22 @@ def to_proto(answer: Answer) -> pb.Slate:
             slate.stage_times.add(stage=stage, ms=answer.progress.stage_ms[stage])
     explained = _explanations(answer) if answer.query.explain else {}
     for item in answer.items:
-        slate.items.append(proto_item(item, explained.get(item.position)))
+        slate.items.add(explanation=explained.get(item.position), **item_fields(item))
     return slate
 
 
-def proto_item(item: SlateItem, explanation: pb.Explanation | None) -> pb.RankedItem:
-    """The returned item on the wire."""
-    return pb.RankedItem(
-        item_id=item.item_id,
-        score=item.score,
-        head_probabilities=item.probabilities,
-        sources=item.sources,
-        position=item.position,
-        propensity=item.propensity,
-        category=item.category,
-        creator_id=item.creator_id,
-        explanation=explanation,
-    )
+def item_fields(item: SlateItem) -> dict[str, Any]:
+    """The returned item as the fields of `RankedItem`, without its explanation."""
+    return {
+        "item_id": item.item_id,
+        "score": item.score,
+        "head_probabilities": item.probabilities,
+        "sources": item.sources,
+        "position": item.position,
+        "propensity": item.propensity,
+        "category": item.category,
+        "creator_id": item.creator_id,
+    }
 
 
 def _explanations(answer: Answer) -> dict[int, pb.Explanation]:

@@ -12,7 +12,7 @@ import numpy as np
 from features.slates import SlateRecord
 from models.bundle import Bundle, BundleError, loaded
 from serving import ranking_pb2 as pb
-from serving.answer import contributions, proto_item, proto_move
+from serving.answer import contributions, item_fields, proto_move
 from serving.call_error import CallError
 from serving.past_request import PastRequest, PastRequestError, past_request
 from serving.request_log import RequestLogError, RequestLogReader
@@ -157,7 +157,7 @@ def explained_slate(past: PastRequest) -> pb.Slate:
             source_ranks=ranks,
             moves=[proto_move(move) for move in moves if move.row == row],
         )
-        slate.items.append(proto_item(item, explanation))
+        slate.items.add(explanation=explanation, **item_fields(item))
     return slate
 
 

@@ -18,16 +18,13 @@ from models.sources.base import Float32s
 from models.value import value
 from serving.view import LiveView
 
-SUNK_SCORE = -1e6
-"""What the answer says for a score that was not finite."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """What the candidates are ordered by. Without the ranker, `probabilities` is empty and `inputs` None."""
 
     score_C: Float64s
-    """Non-finite entries sink: they are -inf here and `SUNK_SCORE` in the answer."""
+    """Non-finite entries sink: they are -inf here and `serving.sunk_scores.SUNK_SCORE` in the answer."""
     probabilities: Mapping[str, npt.NDArray[np.float32]]
     inputs: RankerInputs | None
 

@@ -17,7 +17,7 @@ from features.slates import SlateEvidence, SlateRecord
 from models.history import HISTORY_EVENTS
 from models.item_table import UNKNOWN, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES
-from serving.answer import Answer, finite
+from serving.answer import Answer
 from serving.query import Query
 from serving.slate_record import Arrays, SlateDraft
 
@@ -66,7 +66,6 @@ def draft_of(answer: Answer, *, full_features: bool = False) -> SlateDraft:
         record=record,
         arrays=arrays,
         item_index_C=item_index_C,
-        scores_C=finite(answer.scored.score_C[row_C]),
         cut=cut,
         item_index_M=merged.item_index_C,
         item_ids_M=tuple([item_ids[index] for index in merged.item_index_C.tolist()]),

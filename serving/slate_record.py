@@ -32,6 +32,7 @@ from features.packed import PackedArray, pack
 from features.slates import SlateCandidate, SlateEvidence, SlateRecord
 from models.item_table import Int32s
 from models.sources.base import Bools
+from serving.sunk_scores import finite
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -48,8 +49,6 @@ class SlateDraft:
     arrays: Arrays
     """Those of the evidence but for `source_item_N`; numbers as wide as they are in memory."""
     item_index_C: Int32s
-    scores_C: list[float]
-    """As answered: always finite."""
     cut: bool
     """Whether there were more candidates than the logged ones."""
     item_index_M: Int32s
@@ -111,7 +110,7 @@ def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
     found = [of_index[index] for index in draft.item_index_C.tolist()]
     return tuple(
         SlateCandidate(item_id=item_id, score=score, sources=names[bits])
-        for (item_id, bits), score in zip(found, draft.scores_C, strict=True)
+        for (item_id, bits), score in zip(found, finite(draft.arrays["score_C"]), strict=True)
     )
 
 

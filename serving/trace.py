@@ -11,8 +11,8 @@ import numpy as np
 from serving.filters import REASONS
 from serving.past_request import PastRequest
 from serving.retrieve import REQUEST
-from serving.score import SUNK_SCORE
 from serving.stages import FILTER, RERANK, RETRIEVE, SCORE
+from serving.sunk_scores import SUNK_SCORE
 
 _DOUBLINGS, _HALVINGS = 6, 24
 """Of the search for a needed score: up to 32 times the range of scores above the best, and to a millionth of it."""

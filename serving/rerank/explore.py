@@ -101,13 +101,18 @@ def _posterior(row_P: Int64s, contenders: Contenders, prior: float) -> tuple[Flo
 
     Without the ranker the candidates' common rate is expected.
     """
-    shown_C = np.maximum(np.nan_to_num(contenders.impressions_C, nan=0.0, posinf=0.0), 0.0)
-    clicked_C = np.clip(np.nan_to_num(contenders.clicks_C, nan=0.0, posinf=0.0), 0.0, shown_C)
+    shown_C = np.maximum(_finite(contenders.impressions_C), 0.0)
+    clicked_C = np.clip(_finite(contenders.clicks_C), 0.0, shown_C)
     common = (clicked_C.sum() + 1) / (shown_C.sum() + 20)
-    rate_P = np.nan_to_num(contenders.click_probability_C[row_P], nan=common)
-    rate_P = np.clip(rate_P, _MIN_RATE, 1 - _MIN_RATE)
+    rate_P = contenders.click_probability_C[row_P]
+    rate_P = np.clip(np.where(np.isnan(rate_P), common, rate_P), _MIN_RATE, 1 - _MIN_RATE)
     a_P = prior * rate_P + clicked_C[row_P]
     return a_P, prior * (1 - rate_P) + shown_C[row_P] - clicked_C[row_P]
+
+
+def _finite(values: Float64s) -> Float64s:
+    """The values, 0 for what is not finite."""
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 class Rivals:

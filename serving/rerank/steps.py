@@ -62,6 +62,8 @@ def boosted(contenders: Contenders) -> Float64s:
     A multiplier works on the score's magnitude, so it never lowers what it should raise.
     """
     score_C = contenders.score_C / contenders.scale
+    if not contenders.rules.boosts:
+        return score_C
     factor_C, add_C = np.ones(len(contenders)), np.zeros(len(contenders))
     for boost in contenders.rules.boosts:
         factor_C[boost.boosted_C] *= boost.multiply

@@ -25,7 +25,7 @@ from serving.answer import Answer
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
-from serving.score import SUNK_SCORE
+from serving.sunk_scores import SUNK_SCORE
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
 from tests.observed_service import observed_service

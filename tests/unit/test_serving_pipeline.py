@@ -21,8 +21,8 @@ from serving.live import Live
 from serving.pipeline import Pipeline, PipelineConfig
 from serving.query import ItemRules, Query
 from serving.rerank import RerankConfig
-from serving.score import SUNK_SCORE
 from serving.stages import Progress
+from serving.sunk_scores import SUNK_SCORE
 from serving.users import UserReadError, unknown_user
 from serving.view import LiveView
 from tests.past_requests import record_of
