@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from features.names import MS_PER_DAY
 from features.user_state import UserState
-from models.item_table import UNKNOWN, ItemTable
+from models.item_table import ItemTable
 from serving.query import ItemRules
 
 Bools = npt.NDArray[np.bool_]
@@ -143,13 +143,8 @@ def _coded(code_I: Int32s, index: Mapping[str, int], names: Iterable[str]) -> Bo
 
 def marked(table: ItemTable, item_ids: Iterable[str]) -> Bools | None:
     """These items; None where the table knows none of them."""
-    index = table.indices(list(item_ids))
-    known = index[index != UNKNOWN]
-    if not known.size:
-        return None
-    marked_I = np.zeros(len(table), np.bool_)
-    marked_I[known] = True
-    return marked_I
+    marked_I = table.mask_of(list(item_ids))
+    return marked_I if marked_I.any() else None
 
 
 def either(one_I: Bools | None, other_I: Bools | None) -> Bools | None:

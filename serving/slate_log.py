@@ -3,7 +3,6 @@ thread.
 """
 
 import logging
-import pickle
 import socket
 import zlib
 from contextlib import suppress
@@ -21,8 +20,6 @@ _log = logging.getLogger(__name__)
 
 MAX_QUEUED = 1_000
 """Answers that wait to be sent; beyond, slates are dropped and counted."""
-PICKLE_PROTOCOL = 5
-"""Takes arrays as they are, for which the protocol that `Connection.send` uses makes bytes first."""
 POLL_S = 0.1
 HEAR_EVERY_S = 0.05
 """How often the scribe's words are read while slates go out."""
@@ -106,7 +103,7 @@ class SlateLog:
             return
         self._unwritten += 1
         try:
-            scribe.send_bytes(pickle.dumps(draft, PICKLE_PROTOCOL))
+            scribe.send(draft)
         except OSError as error:
             self._lose_scribe(error)
         except Exception as error:  # noqa: BLE001 - what cannot be pickled is counted, and nothing of it was sent

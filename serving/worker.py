@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -258,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         await Worker(config, clock_ms=lambda: time.time_ns() // 1_000_000).run()
 
     try:
-        asyncio.run(serve())
+        uvloop.run(serve())
     except StartError as error:
         sys.stderr.write(f"serving.server: {error}\n")
         return CANNOT_START

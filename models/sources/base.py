@@ -107,6 +107,21 @@ def top(score_I: npt.NDArray[np.floating[Any]], eligible_I: Bools, count: int) -
     return Candidates(item_index=eligible[order].astype(np.int32), score=score[order])
 
 
+def best_first(score_I: Float32s) -> Int32s:
+    """The items `[P]` of finite score, best first; ties go to the lower index."""
+    known = np.flatnonzero(np.isfinite(score_I))
+    return known[np.argsort(-score_I[known], kind="stable")].astype(np.int32)
+
+
+def first_allowed(order_P: Int32s, score_I: Float32s, allowed_I: Bools, count: int) -> Candidates:
+    """The first `count` allowed items of an order that `best_first` gave: `top` of scores that many requests share."""
+    for order in (order_P[: max(4 * count, 0)], order_P):
+        allowed = order[allowed_I[order]][: max(count, 0)]
+        if len(allowed) == count:
+            break
+    return Candidates(item_index=allowed, score=score_I[allowed])
+
+
 _SAMPLED = 16
 """One of so many items is looked at to guess where the best begin."""
 

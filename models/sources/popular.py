@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import numpy.typing as npt
 
-from models.sources.base import Arrays, Candidates, Float32s, Int32s, RetrievalRequest
+from models.sources.base import Arrays, Candidates, Float32s, Int32s, RetrievalRequest, best_first, first_allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +19,11 @@ class PopularSource:
 
     def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
         """The items of the highest score; items newer than the bundle have none and are left to other sources."""
-        first = max(4 * count, 0)
-        for order in (self._order_P[:first], self._order_P):
-            allowed = order[request.allowed_I[order]][: max(count, 0)]
-            if len(allowed) == count:
-                break
-        return Candidates(item_index=allowed, score=self.score_I[allowed])
+        return first_allowed(self._order_P, self.score_I, request.allowed_I, count)
 
     @cached_property
     def _order_P(self) -> Int32s:  # noqa: N802 - shape suffix
-        """The items of finite score, best first; ties go to the lower index."""
-        known = np.flatnonzero(np.isfinite(self.score_I))
-        return known[np.argsort(-self.score_I[known], kind="stable")].astype(np.int32)
+        return best_first(self.score_I)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The scores."""

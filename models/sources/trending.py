@@ -1,12 +1,22 @@
 """Trending: what gathers clicks now, from the live item windows in the request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from models.sources.base import EMPTY, Arrays, Candidates, Float32s, RetrievalRequest, padded, top
+from models.sources.base import (
+    EMPTY,
+    Arrays,
+    Candidates,
+    Float32s,
+    Int32s,
+    RetrievalRequest,
+    best_first,
+    first_allowed,
+)
+from models.sources.kept import Kept
 
 PRIOR_CLICKS = 1.0
 PRIOR_IMPRESSIONS = 20.0
@@ -33,16 +43,19 @@ def trending_scores(
 
 @dataclass(frozen=True, kw_only=True)
 class TrendingSource:
-    """Items by the request's live scores. Holds nothing of its own."""
+    """Items by the request's live scores. Holds nothing of its own but their order, which is every user's."""
 
     name: ClassVar[str] = "trending"
 
+    _order_P: Kept[Int32s] = field(default_factory=Kept, init=False, repr=False, compare=False)
+
     def candidates(self, request: RetrievalRequest, count: int) -> Candidates:
         """The items of the highest positive live score; none while live scores are absent."""
-        if request.trending_score_I is None:
+        score_I = request.trending_score_I
+        if score_I is None:
             return EMPTY
-        score_I = padded(request.trending_score_I, len(request.item_table))
-        return top(score_I, request.allowed_I & (score_I > 0), count)
+        order_P = self._order_P.of((score_I,), lambda: best_first(np.where(score_I > 0, score_I, np.nan)))
+        return first_allowed(order_P, score_I, request.allowed_I, count)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Nothing."""

@@ -27,6 +27,17 @@ def test_new_items_are_appended_and_known_ones_replaced_in_place() -> None:
     assert table.available.all() and len(table) == 2, "the old snapshot is untouched"
 
 
+def test_a_mask_marks_what_is_named_however_the_table_has_grown() -> None:
+    table, rng = train_item_table([]), np.random.default_rng(3)
+    for size in (0, 1, 40, 300):
+        table = table.with_items([item(f"i{rng.integers(10**6)}") for _ in range(size)])
+        for grown in (table, ItemTable.from_arrays(table.to_arrays())):
+            named = [*rng.permutation(list(grown.item_ids))[: len(grown) // 3].tolist(), "nobody", "i"]
+            known = [index for index in grown.indices(named).tolist() if index != UNKNOWN]
+            assert np.flatnonzero(grown.mask_of(named)).tolist() == sorted(known)
+            assert not grown.mask_of([]).any()
+
+
 def test_a_table_survives_its_arrays() -> None:
     table = train_item_table([item("b", "c1"), item("a", language="de")])
     again = ItemTable.from_arrays(table.to_arrays())
