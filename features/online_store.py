@@ -325,10 +325,8 @@ def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: E
 
 def _begin_vectors(values_FGB: npt.NDArray[np.uint8], rest: int) -> list[bytes]:
     """Each row of values as the beginning of `repeated FeatureVector results`, of which `rest` bytes will follow."""
-    features, size = len(values_FGB), values_FGB[:1].nbytes
-    values_F: list[bytes] = values_FGB.reshape(features, size).view(np.dtype((np.void, size)))[:, 0].tolist()
-    begin = _RESULTS_TAG + _varint(size + rest)
-    return [begin + values for values in values_F]
+    values_F = [values_GB.tobytes() for values_GB in values_FGB]
+    return [_RESULTS_TAG + _varint(len(values) + rest) + values for values in values_F]
 
 
 _NANOS_PER_MS = 1_000_000
