@@ -311,8 +311,9 @@ class SqliteBackend(Backend):
         """Selects the tiles of one entity whose key begins the family's: one row a key, its packed rows joined."""
         fields = ", ".join(family.key_fields)
         wanted = " AND ".join(f"{field} = ?" for field in asked)
-        distinguished = ", ".join(family.key_fields[len(asked) :] or family.key_fields[-1:])
-        return f"SELECT {fields}, {_JOINED} FROM {self._tiles(family.name)} WHERE {wanted} GROUP BY {distinguished}"
+        # By what is not given, which is compared for every tile; by something, so that an unknown key has no row.
+        grouped_by = ", ".join(family.key_fields[len(asked) :] or family.key_fields[-1:])
+        return f"SELECT {fields}, {_JOINED} FROM {self._tiles(family.name)} WHERE {wanted} GROUP BY {grouped_by}"
 
     def _tiles_by_keys(self, family: TileFamily, asked: Sequence[str]) -> str:
         """The same of many entities, found by these fields of the family's key: a JSON list of values each."""
