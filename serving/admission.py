@@ -14,8 +14,9 @@ Controlling Queue Delay, ACM Queue 2012).
 
 Measured with a deadline of 200 ms on two cores that other work kept busy four to six times over, which moves the
 figures (`tests/bench/bench_pressure.py`, four runs, load averages of 8 to 12): at 120 requests/s, twice what the
-threads do, 94% and 95% are answered in time, at 240 58% to 77% (98.8% and 79% in one run without that other work). Without the last resort for what would be late it
-was 46% and 17% (one run, load average 11): all that is answered has then waited until its deadline.
+threads do, 94% and 95% are answered in time, at 240 58% to 77%; in one run without that other work 98.8% and 79%.
+Without the last resort for what would be late it was 46% and 17% (one run, load average 11): all that is answered has
+then waited until its deadline.
 
 The share falls at once and recovers slowly, and not at all for a small gain, so that it does not flap.
 """
