@@ -320,6 +320,7 @@ def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: E
         *_begin_vectors(_encode_int64s(values_FG[columns.integers]), len(shared)),
         *_begin_vectors(_encode_float64s(values_FG[columns.floats]), len(shared)),
     ]
+    # An empty one comes last, so that what they share stands after each.
     response.MergeFromString(shared.join([*(vectors[place] for place in columns.order), b""]))
 
 

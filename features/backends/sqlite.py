@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -336,7 +336,7 @@ class SqliteBackend(Backend):
         )
         return [PackedTiles(row[:-1], row[-1]) for row in rows]
 
-    def _all(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._connected() as connection:
             return connection.execute(query, values).fetchall()
 
