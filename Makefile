@@ -8,6 +8,9 @@ PYTEST := $(APP)/python -m pytest
 FILES_AT_A_TIME := $(or $(shell awk '/MemAvailable/ { print ($$2 > 12000000) ? 3 : 2 }' /proc/meminfo 2>/dev/null),2)
 PARALLEL := -n $(FILES_AT_A_TIME) --dist loadfile --no-loadscope-reorder
 
+# Tests and the stack start hundreds of processes: what they import is compiled once, not in each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down status logs doctor lint test-unit test soak bench proto lock
 

@@ -1,12 +1,13 @@
-"""Finalising windows from tiles, in plain numpy: what the online read, the item snapshot and the tests share.
+"""Finalising windows from tiles: what the online read, the item snapshot and the tests share.
 
-Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities), D (key, day)
-pairs, R the (window, row) pairs that count, P = W × G places.
+The loops over rows and features are compiled by numba when they first run and kept in its cache; they run without
+Python's lock. Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -16,12 +17,21 @@ from features.tiles import DAY_TILE_MS, Column, Merge, feature_columns, resoluti
 
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-_MERGES: dict[Merge, np.ufunc] = {Merge.ADD: np.add, Merge.MAX: np.maximum, Merge.UNION: np.bitwise_or}
-MAX_ROWS_AT_ONCE = 4_096
-"""Up to so many rows all windows are merged in one pass, which is faster; above it one at a time, for memory."""
-GAPS_MAX = 8
-"""Up to so many (key, day) pairs a row are counted in place, which costs less than to number those that occur."""
+# What compiled loops know merges and aggregates by. A change of another file does not renew numba's cache of this one,
+# so no constant is compiled in that may change there.
+_ADD, _MAX, _UNION = range(3)
+_MERGES = {Merge.ADD: _ADD, Merge.MAX: _MAX, Merge.UNION: _UNION}
+_FIRST, _QUOTIENT, _GREATEST, _LAST, _DISTINCT, _SINCE_LAST = range(6)
+_AGGREGATES = {
+    Aggregate.COUNT: _FIRST,
+    Aggregate.SUM: _FIRST,
+    Aggregate.MEAN: _QUOTIENT,
+    Aggregate.RATE: _QUOTIENT,
+    Aggregate.MAX: _GREATEST,
+    Aggregate.LAST: _LAST,
+    Aggregate.DISTINCT: _DISTINCT,
+    Aggregate.SINCE_LAST: _SINCE_LAST,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,27 +43,6 @@ class TileRows:
     tile_start_T: Int64s
     n_T: Int64s
     values_TK: Int64s
-
-    def counted_once(self, instant_ms: int) -> Bools:
-        """Marks the rows that a long window reads, where a day stands both as a day tile and as streamed tiles.
-
-        For each (key, UTC day) that is over, the side that has counted more events is kept, the day tile at a tie.
-        Of a day that is not over only streamed tiles are, since a day tile may reach beyond the instant.
-        """
-        is_day_T = self.tile_ms_T == DAY_TILE_MS
-        if not is_day_T.any():
-            return np.ones(len(self.n_T), dtype=np.bool_)
-        is_over_T = self.tile_start_T <= instant_ms - DAY_TILE_MS
-        # A side's events count for it; a day tile of a day that is not over counts against itself.
-        votes_T = np.where(is_day_T, np.where(is_over_T, self.n_T, -1), -self.n_T)
-        day_T = self.tile_start_T // MS_PER_DAY
-        day_T -= day_T.min()
-        group_T = self.key_T * (day_T.max() + 1) + day_T
-        if group_T.max() > GAPS_MAX * len(group_T):
-            _, group_T = np.unique(group_T, return_inverse=True)
-        takes_day_D = np.bincount(group_T, weights=votes_T) >= 0
-        kept_T: Bools = takes_day_D[group_T] == is_day_T
-        return kept_T
 
     def reordered(self, order_T: npt.NDArray[np.intp]) -> "TileRows":
         """The same rows in the order of these indices."""
@@ -76,89 +65,72 @@ class Finaliser:
 
     def __init__(self, features: Sequence[WindowedFeature], columns: Sequence[Column]) -> None:
         """`features` must be finalised from `columns`, the family's, whose order the rows' values have."""
-        self.features = tuple(features)
-        self._index = {column.name: k for k, column in enumerate(columns)}
-        self._merges = tuple(
-            (_MERGES[merge], np.flatnonzero([column.merge is merge for column in columns])) for merge in Merge
-        )
-        """How columns are merged, and the places in K of those that are merged so."""
-        window_F = [(feature.window_ms, resolution_ms(feature)) for feature in self.features]
+        place_of = {column.name: k for k, column in enumerate(columns)}
+        window_F = [(feature.window_ms, resolution_ms(feature)) for feature in features]
+        parts = [[place_of[column.name] for column in feature_columns(feature)] for feature in features]
         self._windows = tuple(sorted(set(window_F), key=lambda window: (window[1] == DAY_TILE_MS, window)))
-        """W pairs of length and resolution; the fine ones come first."""
+        """W pairs of length and resolution: the fine windows come first, and each kind from the shortest."""
         self._fine = sum(tile_ms != DAY_TILE_MS for _, tile_ms in self._windows)
-        parts = [[self._index[column.name] for column in feature_columns(feature)] for feature in self.features]
-        self._window_F = np.array([self._windows.index(window) for window in window_F], dtype=np.intp)
-        self._first_F = np.array([part[0] for part in parts], dtype=np.intp)
-        self._default_F = np.array([feature.default for feature in self.features])
-        aggregate_F = [feature.aggregate for feature in self.features]
-        self._quotient_Q = np.flatnonzero([kind in (Aggregate.MEAN, Aggregate.RATE) for kind in aggregate_F])
-        self._divisor_Q = np.array([parts[f][1] for f in self._quotient_Q], dtype=np.intp)
-        self._max_M = np.flatnonzero([kind is Aggregate.MAX for kind in aggregate_F])
-        self._counted_M = np.array([parts[f][1] for f in self._max_M], dtype=np.intp)
-        self._last_L = np.flatnonzero([kind is Aggregate.LAST for kind in aggregate_F])
-        self._distinct_N = np.flatnonzero([kind is Aggregate.DISTINCT for kind in aggregate_F])
-        self._since_S = np.flatnonzero([kind is Aggregate.SINCE_LAST for kind in aggregate_F])
+        self._merge_K = np.array([_MERGES[column.merge] for column in columns])
+        self._aggregate_F = np.array([_AGGREGATES[feature.aggregate] for feature in features], dtype=np.int64)
+        self._window_F = np.array([self._windows.index(window) for window in window_F], dtype=np.int64)
+        self._first_F = np.array([part[0] for part in parts], dtype=np.int64)
+        self._second_F = np.array([part[-1] for part in parts], dtype=np.int64)
+        self._default_F = np.array([feature.default for feature in features], dtype=np.float64)
 
     def merge(self, rows: TileRows, group_T: Int64s, groups: int, instant_ms: int) -> Int64s:
         """Merged columns `[W, G, K]` at the instant; 0 for a group without rows in the window.
 
-        `group_T` maps each row to its entity in `[0, groups)`. Fine windows read streamed tiles alone, long ones
-        whichever side of each day counted more; tiles that start after the instant never count.
+        `group_T` maps each row to its entity in `[0, groups)`, else IndexError. Fine windows read streamed tiles
+        alone. Of a long window each (key, UTC day) that is over is read from the side, day tile or streamed tiles,
+        that has counted more events, from the day tile at a tie; a day that is not over from streamed tiles, since its
+        day tile may reach beyond the instant. Tiles that start after the instant never count.
         """
-        merged_WGK = np.zeros((len(self._windows), groups, len(self._index)), dtype=np.int64)
-        if not len(group_T):
+        merged_WGK = np.zeros((len(self._windows), groups, len(self._merge_K)), dtype=np.int64)
+        if not self._windows:
             return merged_WGK
-        if (group_T[1:] < group_T[:-1]).any():
-            order_T = np.argsort(group_T, kind="stable")
-            rows, group_T = rows.reordered(order_T), group_T[order_T]
         start_W = np.array([tile_start(instant_ms - window_ms, tile_ms) for window_ms, tile_ms in self._windows])
-        started_T = rows.tile_start_T <= instant_ms
-        counted_WT = rows.tile_start_T >= start_W[:, None]
-        counted_WT[: self._fine] &= started_T & (rows.tile_ms_T != DAY_TILE_MS)
-        counted_WT[self._fine :] &= started_T & rows.counted_once(instant_ms)
-        at_once = len(self._windows) if len(group_T) <= MAX_ROWS_AT_ONCE else 1
-        for w in range(0, len(self._windows), at_once):
-            _merge_windows(merged_WGK[w : w + at_once], counted_WT[w : w + at_once], rows, group_T, self._merges)
+        _merge_rows(
+            rows.key_T,
+            rows.tile_ms_T,
+            rows.tile_start_T,
+            rows.n_T,
+            rows.values_TK,
+            group_T,
+            start_W,
+            self._fine,
+            instant_ms,
+            self._merge_K,
+            merged_WGK,
+        )
         return merged_WGK
 
     def regroup(self, merged_WGK: Int64s) -> Int64s:
         """Merges all groups into one: `[W, 1, K]`."""
-        total_WK = np.zeros((merged_WGK.shape[0], merged_WGK.shape[2]), dtype=np.int64)
-        for merge, place_K in self._merges:
-            total_WK[:, place_K] = merge.reduce(merged_WGK[:, :, place_K], axis=1, initial=0)
+        windows, _, columns = merged_WGK.shape
+        total_WK = np.zeros((windows, columns), dtype=np.int64)
+        _merge_groups(merged_WGK, self._merge_K, total_WK)
         return total_WK[:, None, :]
 
     def finalise(self, merged_WGK: Int64s, instant_ms: int) -> Float64s:
         """The values `[G, F]`. Integers are exact up to 2**53."""
-        first_FG = merged_WGK[self._window_F, :, self._first_F]
-        out_FG = first_FG.astype(np.float64)
-        if len(self._quotient_Q):
-            divisor_QG = merged_WGK[self._window_F[self._quotient_Q], :, self._divisor_Q]
-            quotient_QG = out_FG[self._quotient_Q] / np.maximum(divisor_QG, 1)
-            out_FG[self._quotient_Q] = np.where(divisor_QG == 0, self._default(self._quotient_Q), quotient_QG)
-        if len(self._max_M):
-            counted_MG = merged_WGK[self._window_F[self._max_M], :, self._counted_M]
-            out_FG[self._max_M] = np.where(counted_MG == 0, self._default(self._max_M), out_FG[self._max_M])
-        if len(self._last_L):
-            last_LG = first_FG[self._last_L]
-            out_FG[self._last_L] = np.where(last_LG == 0, self._default(self._last_L), last_LG % MAX_LAST_SIZE)
-        if len(self._distinct_N):
-            out_FG[self._distinct_N] = np.bitwise_count(first_FG[self._distinct_N])
-        if len(self._since_S):
-            last_SG = out_FG[self._since_S]
-            since_SG = np.maximum(instant_ms - last_SG, 0.0)
-            out_FG[self._since_S] = np.where(last_SG == 0, self._default(self._since_S), since_SG)
-        out_GF: Float64s = np.ascontiguousarray(out_FG.T)
+        out_GF = np.empty((merged_WGK.shape[1], len(self._first_F)))
+        _finalise(
+            merged_WGK,
+            instant_ms,
+            MAX_LAST_SIZE,
+            self._aggregate_F,
+            self._window_F,
+            self._first_F,
+            self._second_F,
+            self._default_F,
+            out_GF,
+        )
         return out_GF
-
-    def _default(self, place_F: npt.NDArray[np.intp]) -> Float64s:
-        """The defaults of these features, as a column."""
-        default: Float64s = self._default_F[place_F][:, None]
-        return default
 
     def empty(self) -> Float64s:
         """The values `[F]` of windows without events, at any instant."""
-        out_F: Float64s = self.finalise(np.zeros((len(self._windows), 1, len(self._index)), dtype=np.int64), 0)[0]
+        out_F: Float64s = self.finalise(np.zeros((len(self._windows), 1, len(self._merge_K)), dtype=np.int64), 0)[0]
         return out_F
 
 
@@ -178,22 +150,123 @@ def finalise_windows(
     return finaliser.finalise(finaliser.merge(rows, group_T, groups, instant_ms), instant_ms)
 
 
-def _merge_windows(
-    merged_WGK: Int64s,
-    counted_WT: Bools,
-    rows: TileRows,
-    group_T: Int64s,
-    merges: Sequence[tuple[np.ufunc, npt.NDArray[np.intp]]],
-) -> None:
-    """Merges the counted rows of each window into zeros; `group_T` ascends, so equal groups stand together."""
-    windows, groups, columns = merged_WGK.shape
-    window_R, row_R = np.nonzero(counted_WT)
-    if not len(row_R):
-        return
-    place_R = window_R * groups + group_T[row_R]
-    first = np.concatenate(([0], np.flatnonzero(place_R[1:] != place_R[:-1]) + 1))
-    merged_PK = merged_WGK.reshape(windows * groups, columns)
-    values_RK = rows.values_TK.take(row_R, axis=0)
-    for merge, place_K in merges:
-        if len(place_K):
-            merged_PK[place_R[first][:, None], place_K] = merge.reduceat(values_RK[:, place_K], first, axis=0)
+# Any strides and read-only, so that each function is compiled once for whatever array it is given.
+_INT64S_1, _INT64S_2, _INT64S_3 = (numba.types.Array(numba.int64, n, "A", readonly=True) for n in (1, 2, 3))
+_FLOAT64S_1 = numba.types.Array(numba.float64, 1, "A", readonly=True)
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_into(into_K, values_K, merge_K):  # type: ignore[no-untyped-def]
+    for k in range(len(merge_K)):
+        if merge_K[k] == _ADD:
+            into_K[k] += values_K[k]
+        elif merge_K[k] == _MAX:
+            into_K[k] = max(into_K[k], values_K[k])
+        else:  # _UNION
+            into_K[k] |= values_K[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _shortest(start_W, first, last, start_ms):  # type: ignore[no-untyped-def]
+    """The first window in `[first, last)` that a tile of this start lies in; `last` when there is none."""
+    while first < last and start_ms < start_W[first]:
+        first += 1
+    return first
+
+
+@numba.njit(cache=True, nogil=True)
+def _votes(key_T, tile_ms_T, tile_start_T, n_T, first_day, instant_ms):  # type: ignore[no-untyped-def]
+    """Votes for the day tiles of each (key, day from the first to the instant's), and each row's place in the first.
+
+    A side's events count for it; a day tile of a day that is not over counts against itself. Keys are numbered as they
+    come.
+    """
+    slot_T = np.empty(len(key_T), dtype=np.int64)
+    slot_of = np.full(key_T.max() + 1 if len(key_T) else 0, -1)
+    slots = 0
+    for t in range(len(key_T)):
+        if slot_of[key_T[t]] < 0:
+            slot_of[key_T[t]] = slots
+            slots += 1
+        slot_T[t] = slot_of[key_T[t]]
+    votes = np.zeros((slots, instant_ms // MS_PER_DAY - first_day + 1), dtype=np.int64)
+    for t in range(len(key_T)):
+        day = tile_start_T[t] // MS_PER_DAY - first_day
+        if not 0 <= day < votes.shape[1]:
+            continue
+        if tile_ms_T[t] != MS_PER_DAY:
+            votes[slot_T[t], day] -= n_T[t]
+        elif tile_start_T[t] + MS_PER_DAY <= instant_ms:
+            votes[slot_T[t], day] += n_T[t]
+        else:
+            votes[slot_T[t], day] -= 1
+    return votes, slot_T
+
+
+@numba.njit(
+    numba.void(*[_INT64S_1] * 4, _INT64S_2, *[_INT64S_1] * 2, *[numba.int64] * 2, _INT64S_1, numba.int64[:, :, ::1]),
+    cache=True,
+    nogil=True,
+)
+def _merge_rows(  # type: ignore[no-untyped-def]
+    key_T, tile_ms_T, tile_start_T, n_T, values_TK, group_T, start_W, fine, instant_ms, merge_K, merged_WGK
+):
+    """Each row goes into the shortest window of its kind that it lies in, then each window into the next longer."""
+    windows, groups, _ = merged_WGK.shape
+    first_day = start_W[windows - 1] // MS_PER_DAY
+    votes, slot_T = _votes(key_T, tile_ms_T, tile_start_T, n_T, first_day, instant_ms)
+    for t in range(len(group_T)):
+        group, start_ms, is_day = group_T[t], tile_start_T[t], tile_ms_T[t] == MS_PER_DAY
+        if not 0 <= group < groups:
+            raise IndexError("group_T: a group outside [0, groups).")
+        if start_ms > instant_ms:
+            continue
+        w = _shortest(start_W, 0, fine, start_ms)
+        if w < fine and not is_day:
+            _merge_into(merged_WGK[w, group], values_TK[t], merge_K)
+        w = _shortest(start_W, fine, windows, start_ms)
+        if w < windows and (votes[slot_T[t], start_ms // MS_PER_DAY - first_day] >= 0) == is_day:
+            _merge_into(merged_WGK[w, group], values_TK[t], merge_K)
+    for w in range(1, windows):
+        for group in range(groups if w != fine else 0):
+            _merge_into(merged_WGK[w, group], merged_WGK[w - 1, group], merge_K)
+
+
+@numba.njit(numba.void(_INT64S_3, _INT64S_1, numba.int64[:, ::1]), cache=True, nogil=True)
+def _merge_groups(merged_WGK, merge_K, total_WK):  # type: ignore[no-untyped-def]
+    windows, groups, _ = merged_WGK.shape
+    for w in range(windows):
+        for group in range(groups):
+            _merge_into(total_WK[w], merged_WGK[w, group], merge_K)
+
+
+@numba.njit(
+    numba.void(_INT64S_3, *[numba.int64] * 2, *[_INT64S_1] * 4, _FLOAT64S_1, numba.float64[:, ::1]),
+    cache=True,
+    nogil=True,
+)
+def _finalise(  # type: ignore[no-untyped-def]
+    merged_WGK, instant_ms, last_size, aggregate_F, window_F, first_F, second_F, default_F, out_GF
+):
+    """`first_F` and `second_F` are the places of the columns that `features.tiles.feature_columns` names."""
+    groups, features = out_GF.shape
+    for group in range(groups):
+        for f in range(features):
+            aggregate = aggregate_F[f]
+            first, second = merged_WGK[window_F[f], group, first_F[f]], merged_WGK[window_F[f], group, second_F[f]]
+            if aggregate == _DISTINCT:
+                size = 0
+                while first:
+                    first &= first - 1
+                    size += 1
+                out_GF[group, f] = size
+            elif aggregate == _QUOTIENT:
+                out_GF[group, f] = first / second if second else default_F[f]
+            elif aggregate == _GREATEST:
+                out_GF[group, f] = first if second else default_F[f]
+            elif aggregate == _LAST:
+                out_GF[group, f] = first % last_size if first else default_F[f]
+            elif aggregate == _SINCE_LAST:
+                out_GF[group, f] = max(instant_ms - first, 0) if first else default_F[f]
+            else:  # _FIRST
+                out_GF[group, f] = first

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,16 @@ from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.metrics import track_feature_statuses
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Map
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from features.algebra import Float64s, Int64s
 from features.backends import Asked, Backend, Document, EntityValues, open_backend
 from features.clock import wall_clock_ms
 from features.daily import ACTIVITY_VIEWS
+from features.feast_results import encode_results
 from features.names import MS_PER_SECOND
 from features.specs import KEY_FIELDS, Entity, WindowedFeature, features_of
 
@@ -189,8 +188,9 @@ class MillraceOnlineStore(OnlineStore):
             view = table.projection.name_to_use()  # type: ignore[no-untyped-call]
             prefix = f"{view}__" if full_feature_names else ""
             online_features_response.metadata.feature_names.val.extend([f"{prefix}{name}" for name in requested])
-            columns = _columns_of(_ENTITIES[table.name], tuple(requested))
-            _add_columns(online_features_response, columns, next(reads))
+            is_integer_F, read = _is_integer(_ENTITIES[table.name], tuple(requested)), next(reads)
+            results = encode_results(read.values_GF, is_integer_F, read.newest_event_ms_G)
+            online_features_response.MergeFromString(results)
             track_feature_statuses(table.name, len(requested) * len(keys), 0)
 
     async def _read_features_per_fv_async(self, *arguments: Any) -> None:
@@ -293,104 +293,10 @@ def _types_of(entity: Entity, view: str, names: tuple[str, ...]) -> dict[str, Va
     return {named: of[name] for name in names if name in of for named in (name, f"{view}__{name}")}
 
 
-class _Columns(NamedTuple):
-    """The places of the F features that were asked for, by the type of their values."""
-
-    integers: npt.NDArray[np.intp]
-    floats: npt.NDArray[np.intp]
-    order: tuple[int, ...]
-    """For each asked name its place among integers and then floats."""
-
-
 @lru_cache(maxsize=256)
-def _columns_of(entity: Entity, names: tuple[str, ...]) -> _Columns:
-    is_integer = {feature.name: feature.is_integer for feature in features_of(entity)}
-    integers, floats = (np.flatnonzero([is_integer[name] is kind for name in names]) for kind in (True, False))
-    return _Columns(integers, floats, tuple(np.argsort([*integers, *floats]).tolist()))
-
-
-def _add_columns(response: GetOnlineFeaturesResponse, columns: _Columns, read: EntityValues) -> None:
-    """Adds one vector a column with the G values read.
-
-    The vectors are joined from bytes and parsed at once: a tenth of the time that G messages take one by one.
-    """
-    shared = _encode_statuses(len(read.newest_event_ms_G)) + _encode_stamps(read.newest_event_ms_G).tobytes()
-    values_FG = read.values_GF.T
-    vectors = [
-        *_begin_vectors(_encode_int64s(values_FG[columns.integers]), len(shared)),
-        *_begin_vectors(_encode_float64s(values_FG[columns.floats]), len(shared)),
-    ]
-    # An empty one comes last, so that what they share stands after each.
-    response.MergeFromString(shared.join([*(vectors[place] for place in columns.order), b""]))
-
-
-def _begin_vectors(values_FGB: npt.NDArray[np.uint8], rest: int) -> list[bytes]:
-    """Each row of values as the beginning of `repeated FeatureVector results`, of which `rest` bytes will follow."""
-    values_F = [values_GB.tobytes() for values_GB in values_FGB]
-    return [_RESULTS_TAG + _varint(len(values) + rest) + values for values in values_F]
-
-
-_NANOS_PER_MS = 1_000_000
-_VECTOR = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
-_VALUES_FIELD, _STAMPS_FIELD = (_VECTOR[name].number for name in ("values", "event_timestamps"))
-_INT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["int64_val"].number
-_FLOAT64_FIELD = ValueProto.DESCRIPTOR.fields_by_name["double_val"].number
-_SECONDS_FIELD, _NANOS_FIELD = (Timestamp.DESCRIPTOR.fields_by_name[name].number for name in ("seconds", "nanos"))
-# Protobuf's wire types (https://protobuf.dev/programming-guides/encoding/); all of these tags are below 128.
-_VARINT, _I64, _LEN = 0, 1, 2
-_RESULTS_TAG = bytes([GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number << 3 | _LEN])
-_SECONDS_BYTES, _NANOS_BYTES = 6, 5
-"""Seven bits each: enough for the seconds of any event time, and for the nanoseconds of a second."""
-
-
-@lru_cache(maxsize=64)
-def _encode_statuses(count: int) -> bytes:
-    """`repeated FieldStatus statuses`, all present."""
-    return GetOnlineFeaturesResponse.FeatureVector(statuses=[FieldStatus.PRESENT] * count).SerializeToString()
-
-
-def _encode_stamps(time_ms_G: Int64s) -> npt.NDArray[np.uint8]:
-    """`repeated Timestamp event_timestamps` on the wire `[G, 15]`: tag, length, then seconds and nanos in turn."""
-    wire_GB = np.empty((len(time_ms_G), 4 + _SECONDS_BYTES + _NANOS_BYTES), dtype=np.uint8)
-    wire_GB[:, :3] = (_STAMPS_FIELD << 3 | _LEN, 2 + _SECONDS_BYTES + _NANOS_BYTES, _SECONDS_FIELD << 3 | _VARINT)
-    wire_GB[:, 3 : 3 + _SECONDS_BYTES] = _varints(time_ms_G // MS_PER_SECOND, _SECONDS_BYTES)
-    wire_GB[:, 3 + _SECONDS_BYTES] = _NANOS_FIELD << 3 | _VARINT
-    wire_GB[:, 4 + _SECONDS_BYTES :] = _varints(time_ms_G % MS_PER_SECOND * _NANOS_PER_MS, _NANOS_BYTES)
-    return wire_GB
-
-
-def _varint(number: int) -> bytes:
-    """A number from 0 as a varint in its shortest form."""
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
-
-
-def _varints(values: Int64s, size: int) -> npt.NDArray[np.uint8]:
-    """The lowest `7 * size` bits of each value as a varint of exactly so many bytes."""
-    groups = (values[..., None] >> np.arange(0, 7 * size, 7)) & 0x7F
-    groups[..., :-1] |= 0x80
-    return groups.astype(np.uint8)
-
-
-def _encode_float64s(values_FG: Float64s) -> npt.NDArray[np.uint8]:
-    """Rows of `repeated Value values` of doubles on the wire `[F, G, 11]`: tag, length, tag, eight bytes."""
-    wire_FGB = np.empty((*values_FG.shape, 11), dtype=np.uint8)
-    wire_FGB[..., :3] = (_VALUES_FIELD << 3 | _LEN, 9, _FLOAT64_FIELD << 3 | _I64)
-    wire_FGB[..., 3:] = np.ascontiguousarray(values_FG, dtype="<f8").view(np.uint8).reshape(*values_FG.shape, 8)
-    return wire_FGB
-
-
-def _encode_int64s(values_FG: Float64s) -> npt.NDArray[np.uint8]:
-    """The same of integers `[F, G, 13]`: tag, length, tag, a varint in its longest form, ten bytes."""
-    wire_FGB = np.empty((*values_FG.shape, 13), dtype=np.uint8)
-    wire_FGB[..., :3] = (_VALUES_FIELD << 3 | _LEN, 11, _INT64_FIELD << 3 | _VARINT)
-    wire_FGB[..., 3:] = _varints(values_FG.astype(np.int64), 10)
-    wire_FGB[..., -1] &= 1  # the last group has one bit, of a negative value the sign
-    return wire_FGB
+def _is_integer(entity: Entity, names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    of = {feature.name: feature.is_integer for feature in features_of(entity)}
+    return np.array([of[name] for name in names])
 
 
 def _key_values(key: EntityKeyProto, fields: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ The oracle is `tests.oracles.windows`.
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,16 +151,26 @@ def test_each_day_is_read_from_the_side_that_counted_more(day_n: int, streamed_n
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_many_rows_are_merged_as_few_are(family: TileFamily, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above `MAX_ROWS_AT_ONCE` the windows go one at a time."""
+def test_neither_order_nor_layout_of_the_rows_matters(family: TileFamily) -> None:
     rng = random.Random(4)
     tiles = store_like(family, random_events(rng, 400), NOW_MS, rng)
     keyed = keyed_tiles(family, [row.key for row in tiles], [pack(family, row) for row in tiles])
+    rows = keyed.rows
     finaliser = Finaliser([f for entity in family.entities for f in features_of(entity)], family.columns)
-    together = finaliser.merge(keyed.rows, keyed.rows.key_T, len(keyed.keys), NOW_MS)
-    monkeypatch.setattr("features.algebra.MAX_ROWS_AT_ONCE", 0)
-    apart = finaliser.merge(keyed.rows, keyed.rows.key_T, len(keyed.keys), NOW_MS)
-    np.testing.assert_array_equal(together, apart)
+    merged_WGK = finaliser.merge(rows, rows.key_T, len(keyed.keys), NOW_MS)
+    turned = rows.reordered(np.arange(len(rows.n_T))[::-1])
+    strided = replace(turned, key_T=np.repeat(turned.key_T, 2)[::2], values_TK=np.asfortranarray(turned.values_TK))
+    strided.values_TK.flags.writeable = False
+    np.testing.assert_array_equal(finaliser.merge(strided, strided.key_T, len(keyed.keys), NOW_MS), merged_WGK)
+
+
+@pytest.mark.parametrize("group", [-1, 1])
+def test_a_group_that_is_not_there_is_refused(group: int) -> None:
+    family = family_of(Entity.USER)
+    row = TileRow(("u", "c"), MINUTE, NOW_MS - NOW_MS % MINUTE, 1, NOW_MS, (1,) * len(family.columns))
+    rows = keyed_tiles(family, [row.key], [pack(family, row)]).rows
+    with pytest.raises(IndexError, match="group_T"):
+        Finaliser(features_of(Entity.USER), family.columns).merge(rows, np.array([group]), 1, NOW_MS)
 
 
 def test_empty_windows_have_the_defaults() -> None:
