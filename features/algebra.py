@@ -1,24 +1,25 @@
 """Finalising windows from tiles: what the online read, the item snapshot and the tests share.
 
-The loops over rows and features are compiled by numba when they first run and kept in its cache; they run without
-Python's lock. Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities).
+The loops over rows and features are compiled (`features.compiled`).
+
+Shapes: T tile rows, K columns of the family, W distinct windows, F features, G groups (entities).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
+from numba import float64, int64
 
+from features.compiled import compiled, given, inlined
 from features.names import MS_PER_DAY
 from features.specs import MAX_LAST_SIZE, Aggregate, WindowedFeature
 from features.tiles import DAY_TILE_MS, Column, Merge, feature_columns, resolution_ms, tile_start
 
 Int64s = npt.NDArray[np.int64]
 Float64s = npt.NDArray[np.float64]
-# What compiled loops know merges and aggregates by. A change of another file does not renew numba's cache of this one,
-# so no constant is compiled in that may change there.
+# What compiled loops know merges and aggregates by.
 _ADD, _MAX, _UNION = range(3)
 _MERGES = {Merge.ADD: _ADD, Merge.MAX: _MAX, Merge.UNION: _UNION}
 _FIRST, _QUOTIENT, _GREATEST, _LAST, _DISTINCT, _SINCE_LAST = range(6)
@@ -150,12 +151,10 @@ def finalise_windows(
     return finaliser.finalise(finaliser.merge(rows, group_T, groups, instant_ms), instant_ms)
 
 
-# Any strides and read-only, so that each function is compiled once for whatever array it is given.
-_INT64S_1, _INT64S_2, _INT64S_3 = (numba.types.Array(numba.int64, n, "A", readonly=True) for n in (1, 2, 3))
-_FLOAT64S_1 = numba.types.Array(numba.float64, 1, "A", readonly=True)
+_INT64S_1, _INT64S_2, _INT64S_3 = (given(int64, n) for n in (1, 2, 3))
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _merge_into(into_K, values_K, merge_K):  # type: ignore[no-untyped-def]
     for k in range(len(merge_K)):
         if merge_K[k] == _ADD:
@@ -166,7 +165,7 @@ def _merge_into(into_K, values_K, merge_K):  # type: ignore[no-untyped-def]
             into_K[k] |= values_K[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _shortest(start_W, first, last, start_ms):  # type: ignore[no-untyped-def]
     """The first window in `[first, last)` that a tile of this start lies in; `last` when there is none."""
     while first < last and start_ms < start_W[first]:
@@ -174,7 +173,7 @@ def _shortest(start_W, first, last, start_ms):  # type: ignore[no-untyped-def]
     return first
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _votes(key_T, tile_ms_T, tile_start_T, n_T, first_day, instant_ms):  # type: ignore[no-untyped-def]
     """Votes for the day tiles of each (key, day from the first to the instant's), and each row's place in the first.
 
@@ -203,11 +202,7 @@ def _votes(key_T, tile_ms_T, tile_start_T, n_T, first_day, instant_ms):  # type:
     return votes, slot_T
 
 
-@numba.njit(
-    numba.void(*[_INT64S_1] * 4, _INT64S_2, *[_INT64S_1] * 2, *[numba.int64] * 2, _INT64S_1, numba.int64[:, :, ::1]),
-    cache=True,
-    nogil=True,
-)
+@compiled(*[_INT64S_1] * 4, _INT64S_2, *[_INT64S_1] * 2, *[int64] * 2, _INT64S_1, int64[:, :, ::1])
 def _merge_rows(  # type: ignore[no-untyped-def]
     key_T, tile_ms_T, tile_start_T, n_T, values_TK, group_T, start_W, fine, instant_ms, merge_K, merged_WGK
 ):
@@ -232,7 +227,7 @@ def _merge_rows(  # type: ignore[no-untyped-def]
             _merge_into(merged_WGK[w, group], merged_WGK[w - 1, group], merge_K)
 
 
-@numba.njit(numba.void(_INT64S_3, _INT64S_1, numba.int64[:, ::1]), cache=True, nogil=True)
+@compiled(_INT64S_3, _INT64S_1, int64[:, ::1])
 def _merge_groups(merged_WGK, merge_K, total_WK):  # type: ignore[no-untyped-def]
     windows, groups, _ = merged_WGK.shape
     for w in range(windows):
@@ -240,11 +235,7 @@ def _merge_groups(merged_WGK, merge_K, total_WK):  # type: ignore[no-untyped-def
             _merge_into(total_WK[w], merged_WGK[w, group], merge_K)
 
 
-@numba.njit(
-    numba.void(_INT64S_3, *[numba.int64] * 2, *[_INT64S_1] * 4, _FLOAT64S_1, numba.float64[:, ::1]),
-    cache=True,
-    nogil=True,
-)
+@compiled(_INT64S_3, *[int64] * 2, *[_INT64S_1] * 4, given(float64, 1), float64[:, ::1])
 def _finalise(  # type: ignore[no-untyped-def]
     merged_WGK, instant_ms, last_size, aggregate_F, window_F, first_F, second_F, default_F, out_GF
 ):

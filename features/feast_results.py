@@ -6,15 +6,16 @@ one as to parse from what is written here. Shapes: G entities, F features, B byt
 
 from functools import lru_cache
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from numba import boolean, float64, int64, uint8
 
 from features.algebra import Float64s, Int64s
+from features.compiled import compiled, given, inlined
 from features.names import MS_PER_SECOND
 
 _VARINT, _I64, _LEN = 0, 1, 2
@@ -55,7 +56,7 @@ def _encode_statuses(count: int) -> bytes:
     return GetOnlineFeaturesResponse.FeatureVector(statuses=[FieldStatus.PRESENT] * count).SerializeToString()
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _put_varint(out_B, at, number, size):  # type: ignore[no-untyped-def]
     """The lowest `7 * size` bits as a varint of so many bytes; the place after it."""
     for place in range(size):
@@ -63,7 +64,7 @@ def _put_varint(out_B, at, number, size):  # type: ignore[no-untyped-def]
     return at + size
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _put_stamp(out_B, at, time_ms):  # type: ignore[no-untyped-def]
     seconds_bytes, nanos_bytes = 6, 5  # enough for any event time, and for the nanoseconds of a second
     out_B[at], out_B[at + 1] = _STAMPS, 2 + seconds_bytes + nanos_bytes
@@ -73,7 +74,7 @@ def _put_stamp(out_B, at, time_ms):  # type: ignore[no-untyped-def]
     return _put_varint(out_B, at + 1, time_ms % MS_PER_SECOND * 1_000_000, nanos_bytes)
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _put_value(out_B, at, value, is_integer):  # type: ignore[no-untyped-def]
     out_B[at] = _VALUES
     if is_integer:
@@ -88,17 +89,7 @@ def _put_value(out_B, at, value, is_integer):  # type: ignore[no-untyped-def]
     return at + _FLOAT64_BYTES
 
 
-@numba.njit(
-    numba.int64(
-        numba.types.Array(numba.float64, 2, "A", readonly=True),
-        numba.types.Array(numba.boolean, 1, "A", readonly=True),
-        numba.types.Array(numba.int64, 1, "A", readonly=True),
-        numba.types.Array(numba.uint8, 1, "A", readonly=True),
-        numba.uint8[::1],
-    ),
-    cache=True,
-    nogil=True,
-)
+@compiled(given(float64, 2), given(boolean, 1), given(int64, 1), given(uint8, 1), uint8[::1], returns=int64)
 def _write_results(values_GF, is_integer_F, newest_event_ms_G, status_B, out_B):  # type: ignore[no-untyped-def]
     """Returns how many bytes of `out_B` were written."""
     groups, features = values_GF.shape

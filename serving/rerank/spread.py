@@ -1,10 +1,12 @@
 """Diversity: a greedy order in which an item pays for being like the items just above it.
 
-C candidates, D width of the ALS factors.
+C candidates, D width of the ALS factors, K categories or creators, S positions that are spread.
 """
 
 import numpy as np
+from numba import float32, float64, int64
 
+from features.compiled import compiled, given
 from serving.rerank.config import RerankConfig
 from serving.rerank.contenders import Float64s, Int64s, Likeness
 
@@ -17,52 +19,76 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
     determinantal process (Chen et al., NeurIPS 2018) was not taken: its kernel ties the weight of relevance to that of
     diversity, and neither "third of its creator in ten" nor a rule's boost has a meaning in it that can be explained.
     """
-    left_C, window = value_C.copy(), config.spread_window
-    category, creator = _Shares(likeness.category_C), _Shares(likeness.creator_C)
-    factors_CD = likeness.factors_CD if config.similarity_penalty else None
-    window_D = np.zeros(0 if factors_CD is None else factors_CD.shape[1], np.float32)
-    costs_CD = None if factors_CD is None else np.float32(config.similarity_penalty) * factors_CD
-    chosen: list[int] = []
-    penalty_C, likeness_C = np.empty_like(value_C), np.empty(len(value_C), np.float32)
-    for position in range(min(len(value_C), config.spread_positions)):
-        np.add(category.paid_C(), creator.paid_C(), out=penalty_C)
-        if factors_CD is not None:
-            penalty_C += np.dot(factors_CD, window_D, out=likeness_C)
-        row = int(np.subtract(left_C, penalty_C, out=penalty_C).argmax())
-        if left_C[row] == -np.inf:
-            break
-        left_C[row] = -np.inf
-        chosen.append(row)
-        leaving = chosen[position - window] if position >= window else None
-        category.move(row, leaving, config.category_penalty)
-        creator.move(row, leaving, config.creator_penalty)
-        if costs_CD is not None:
-            window_D += costs_CD[row]
-            if leaving is not None:
-                window_D -= costs_CD[leaving]
+    factors_CD = likeness.factors_CD
+    if factors_CD is None or not config.similarity_penalty:
+        factors_CD = np.zeros((len(value_C), 0), np.float32)
+    chosen_S = np.empty(min(len(value_C), config.spread_positions), np.int64)
+    chosen = chosen_S[
+        : _choose(
+            value_C,
+            likeness.category_C,
+            likeness.creator_C,
+            np.ascontiguousarray(factors_CD),
+            config.category_penalty,
+            config.creator_penalty,
+            config.similarity_penalty,
+            config.spread_window,
+            chosen_S,
+        )
+    ]
     rest_C = np.ones(len(value_C), np.bool_)
     rest_C[chosen] = False
     rest = np.flatnonzero(rest_C)
-    return np.concatenate([np.array(chosen, np.int64), rest[np.argsort(-value_C[rest], kind="stable")]])
+    return np.concatenate([chosen, rest[np.argsort(-value_C[rest], kind="stable")]])
 
 
-class _Shares:
-    """What an item pays for its code's share of the window. K codes."""
-
-    def __init__(self, code_C: Int64s) -> None:
-        self._code_C = code_C
-        self._codes: list[int] = code_C.tolist()
-        codes = int(code_C.max(initial=0)) + 1
-        self._count = [0] * codes
-        self._paid_K = np.zeros(codes)
-
-    def paid_C(self) -> Float64s:  # noqa: N802 - shape suffix
-        return self._paid_K.take(self._code_C)
-
-    def move(self, entering: int, leaving: int | None, penalty: float) -> None:
-        """Slides the window by one item; multiplied anew each time, so that nothing drifts."""
-        for row, step in ((entering, 1), (leaving, -1)):
-            if row is not None:
-                code = self._codes[row]
-                self._count[code] += step
-                self._paid_K[code] = penalty * self._count[code]
+@compiled(
+    given(float64, 1),
+    *[given(int64, 1)] * 2,
+    given(float32, 2, contiguous=True),
+    *[float64] * 2,
+    float32,
+    int64,
+    int64[::1],
+    returns=int64,
+    any_order=True,
+)
+def _choose(  # type: ignore[no-untyped-def]
+    value_C,
+    category_C,
+    creator_C,
+    factors_CD,
+    category_penalty,
+    creator_penalty,
+    similarity_penalty,
+    spread_window,
+    chosen_S,
+):
+    """Fills the positions one by one; returns how many, which are fewer where only -inf is left."""
+    candidates, width = factors_CD.shape
+    if not len(chosen_S):
+        return 0
+    left_C = value_C.copy()
+    # How often each is in the window: counted, so that nothing drifts.
+    category_K, creator_K = np.zeros(category_C.max() + 1, np.int64), np.zeros(creator_C.max() + 1, np.int64)
+    window_D = np.zeros(width, np.float32)
+    for position in range(len(chosen_S)):
+        best, best_value = -1, -np.inf
+        for c in range(candidates):
+            likeness = float32(0)
+            for d in range(width):
+                likeness += factors_CD[c, d] * window_D[d]
+            shares = category_penalty * category_K[category_C[c]] + creator_penalty * creator_K[creator_C[c]]
+            value = left_C[c] - (shares + likeness)
+            if value > best_value:
+                best, best_value = c, value
+        if best < 0:
+            return position
+        left_C[best], chosen_S[position] = -np.inf, best
+        for step in range(2 if position >= spread_window else 1):  # one enters the window, then one leaves it
+            row, sign = (best, 1) if step == 0 else (chosen_S[position - spread_window], -1)
+            category_K[category_C[row]] += sign
+            creator_K[creator_C[row]] += sign
+            for d in range(width):
+                window_D[d] += sign * similarity_penalty * factors_CD[row, d]
+    return len(chosen_S)
