@@ -2,7 +2,7 @@
 
 Values enter raw: the model graph itself takes logarithms and standardises, so that serving cannot differ.
 The user's side has U rows, the candidates' side C; U is C (training, one row an example) or 1 (serving, one user),
-and the graph broadcasts. Shapes: F windowed features, S statics, L history slots.
+and the graph broadcasts. Shapes: F windowed features, S statics, L history slots, E embedded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import float32, int32, int64
 
+from features.compiled import compiled, given, inlined
 from features.names import MS_PER_HOUR
 from features.specs import Entity, features_of
 from models.history import Histories, UserHistory
@@ -36,6 +38,8 @@ MAX_POSITION = 30
 """Positions at or beyond this share one embedding."""
 SERVING_POSITION = 0
 """Position is an input in training, so that the other inputs need not explain it; serving asks as if at the top."""
+STATICS: tuple[str, ...] = ("duration_ms", "age_ms")
+EMBEDDED: tuple[str, ...] = ("item", "category", "creator", "language")
 OOV = 0
 """The embedding row of what training did not know, and of empty history slots."""
 
@@ -146,7 +150,8 @@ def assemble_request(
         weight_N=history.weight_L[kept],
         time_ms_N=history.time_ms_L[kept],
     )
-    candidate_CF = np.concatenate([user_category_CF, item_CF, creator_CF, category_CF], axis=1)
+    parts = (user_category_CF, item_CF, creator_CF, category_CF)
+    candidate_CF = np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
     instant_C = np.full(len(item_index_C), instant_ms, np.int64)
     return RankerInputs(
         user_UF=clean(user_features_F[None, :]),
@@ -172,49 +177,50 @@ def item_columns(
 
     An `UNKNOWN` item is out of vocabulary in everything, with duration and age 0.
     """
-    known_C = item_index_C != UNKNOWN
-    age_ms_C = np.maximum(instant_ms_C - item_table.published_at_ms[item_index_C], 0)
-    static_2C = np.where(known_C, np.stack([item_table.duration_ms[item_index_C], age_ms_C]), 0)
-    codes = {
-        "category_C": (item_table.category_code, layout.categories),
-        "creator_C": (item_table.creator_code, layout.creators),
-        "language_C": (item_table.language_code, layout.languages),
-    }
-    rows = {name: embedding_rows(code[item_index_C], known) for name, (code, known) in codes.items()}
-    return {
-        "static_CS": clean(static_2C.T),
-        "item_C": embedding_rows(item_index_C, layout.items),
-        **{name: np.where(known_C, row_C, OOV) for name, row_C in rows.items()},
-    }
+    static_CS = np.empty((len(item_index_C), len(STATICS)), np.float32)
+    row_EC = np.empty((len(EMBEDDED), len(item_index_C)), np.int32)
+    _lay_items(
+        np.asarray(item_index_C, np.int32),
+        instant_ms_C,
+        item_table.duration_ms,
+        item_table.published_at_ms,
+        *_codes(item_table),
+        _known(layout),
+        static_CS,
+        row_EC,
+    )
+    return {"static_CS": static_CS, **{f"{name}_C": row_C for name, row_C in zip(EMBEDDED, row_EC, strict=True)}}
 
 
 def history_slots(
     layout: RankerLayout, item_table: ItemTable, histories: Histories, instant_ms_U: Int64s
 ) -> dict[str, npt.NDArray[Any]]:
     """Lays each user row's newest items into L slots; empty slots have weight 0."""
-    row_N = histories.row_N
-    slot_N = np.arange(len(row_N)) - np.searchsorted(row_N, row_N)
-    fits = slot_N < layout.history_length
-    row_N, slot_N, item_N = row_N[fits], slot_N[fits], histories.item_index_N[fits]
     shape = (len(instant_ms_U), layout.history_length)
-    values: dict[str, tuple[Any, npt.NDArray[Any]]] = {
-        "history_item_UL": (np.int32, embedding_rows(item_N, layout.items)),
-        "history_category_UL": (np.int32, embedding_rows(item_table.category_code[item_N], layout.categories)),
-        "history_creator_UL": (np.int32, embedding_rows(item_table.creator_code[item_N], layout.creators)),
-        "history_language_UL": (np.int32, embedding_rows(item_table.language_code[item_N], layout.languages)),
-        "history_weight_UL": (np.float32, histories.weight_N[fits]),
-        "history_age_ms_UL": (np.float32, np.maximum(instant_ms_U[row_N] - histories.time_ms_N[fits], 0)),
-    }
-    out: dict[str, npt.NDArray[Any]] = {}
-    for name, (dtype, value_N) in values.items():
-        out[name] = np.zeros(shape, dtype)
-        out[name][row_N, slot_N] = value_N
-    return out
+    row_EUL, weight_UL, age_ms_UL = np.zeros((len(EMBEDDED), *shape), np.int32), *np.zeros((2, *shape), np.float32)
+    _lay_histories(
+        histories.row_N,
+        histories.item_index_N,
+        histories.weight_N,
+        histories.time_ms_N,
+        instant_ms_U,
+        *_codes(item_table),
+        _known(layout),
+        row_EUL,
+        weight_UL,
+        age_ms_UL,
+    )
+    rows = {f"history_{name}_UL": row_UL for name, row_UL in zip(EMBEDDED, row_EUL, strict=True)}
+    return {**rows, "history_weight_UL": weight_UL, "history_age_ms_UL": age_ms_UL}
 
 
-def embedding_rows(code: npt.NDArray[Any], known: int) -> Int32s:
-    """Embedding row of each code: one above it, or `OOV` where training did not know it."""
-    return np.where((code >= 0) & (code < known), code + 1, OOV).astype(np.int32)
+def _codes(item_table: ItemTable) -> tuple[Int32s, Int32s, Int32s]:
+    return item_table.category_code, item_table.creator_code, item_table.language_code
+
+
+def _known(layout: RankerLayout) -> Int64s:
+    """How many of each of `EMBEDDED` training knew."""
+    return np.array([layout.items, layout.categories, layout.creators, layout.languages])
 
 
 def device_codes(layout: RankerLayout, devices: Sequence[str | None]) -> Int32s:
@@ -229,6 +235,88 @@ def hours(instant_ms: Int64s) -> Int32s:
 
 
 def clean(values: npt.NDArray[Any]) -> Float32s:
-    """Values as float32, non-finite ones as 0."""
-    single = values.astype(np.float32)
-    return np.where(np.isfinite(single), single, np.float32(0))  # a third of the time that `nan_to_num` takes
+    """Values as float32, non-finite ones as 0; the same array where it is so already."""
+    single = values.astype(np.float32, copy=False)
+    finite = np.isfinite(single)
+    return single if finite.all() else np.where(finite, single, np.float32(0))
+
+
+@inlined
+def _embedding_row(code, known):  # type: ignore[no-untyped-def]
+    """One above the code, or `OOV` where training did not know it."""
+    return code + 1 if 0 <= code < known else OOV
+
+
+_INT32S, _INT64S = given(int32, 1), given(int64, 1)
+
+
+@compiled(_INT32S, *[_INT64S] * 3, *[_INT32S] * 3, _INT64S, float32[:, ::1], int32[:, ::1])
+def _lay_items(  # type: ignore[no-untyped-def]
+    item_index_C,
+    instant_ms_C,
+    duration_ms_I,
+    published_at_ms_I,
+    category_I,
+    creator_I,
+    language_I,
+    known_E,
+    static_CS,
+    row_EC,
+):
+    for c in range(len(item_index_C)):
+        item = item_index_C[c]
+        if item == UNKNOWN:
+            static_CS[c], row_EC[:, c] = 0, OOV
+            continue
+        if not 0 <= item < len(duration_ms_I):
+            raise IndexError("item_index_C: an item that the table does not hold.")
+        static_CS[c, 0] = duration_ms_I[item]
+        static_CS[c, 1] = max(instant_ms_C[c] - published_at_ms_I[item], 0)
+        row_EC[0, c] = _embedding_row(item, known_E[0])
+        row_EC[1, c] = _embedding_row(category_I[item], known_E[1])
+        row_EC[2, c] = _embedding_row(creator_I[item], known_E[2])
+        row_EC[3, c] = _embedding_row(language_I[item], known_E[3])
+
+
+@compiled(
+    _INT64S,
+    _INT32S,
+    given(float32, 1),
+    *[_INT64S] * 2,
+    *[_INT32S] * 3,
+    _INT64S,
+    int32[:, :, ::1],
+    *[float32[:, ::1]] * 2,
+)
+def _lay_histories(  # type: ignore[no-untyped-def]
+    row_N,
+    item_index_N,
+    weight_N,
+    time_ms_N,
+    instant_ms_U,
+    category_I,
+    creator_I,
+    language_I,
+    known_E,
+    row_EUL,
+    weight_UL,
+    age_ms_UL,
+):
+    """Rows ascend, so the slots of one row are counted from its first event."""
+    users, length = weight_UL.shape
+    first = 0
+    for n in range(len(row_N)):
+        u, item = row_N[n], item_index_N[n]
+        if not (0 <= u < users and 0 <= item < len(category_I)):
+            raise IndexError("histories: a row or an item that is not there.")
+        if u != row_N[first]:
+            first = n
+        slot = n - first
+        if slot >= length:
+            continue
+        row_EUL[0, u, slot] = _embedding_row(item, known_E[0])
+        row_EUL[1, u, slot] = _embedding_row(category_I[item], known_E[1])
+        row_EUL[2, u, slot] = _embedding_row(creator_I[item], known_E[2])
+        row_EUL[3, u, slot] = _embedding_row(language_I[item], known_E[3])
+        weight_UL[u, slot] = weight_N[n]
+        age_ms_UL[u, slot] = max(instant_ms_U[u] - time_ms_N[n], 0)

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+from numba import float32, int32
 
+from features.compiled import compiled, given
 from models.sources import hnsw
 from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, padded, top
 from models.sources.kept import Kept
@@ -66,14 +68,9 @@ class AlsSource:
         0 for items that the model does not know, `UNKNOWN` among them, and for factors of 0. What it says of one item
         does not depend on the others that are asked for, to the last bit.
         """
-        known_C = (item_index_C >= 0) & (item_index_C < len(self.item_factors_ID))
-        product_C = np.zeros(len(item_index_C), np.float32)
-        item_K = item_index_C[known_C]
-        # `@` sums up in another order where there are fewer rows.
-        product_C[known_C] = np.einsum("kd,d->k", self.item_factors_ID[item_K], user_D)
-        cosine_C = product_C.copy()
-        cosine_C[known_C] /= self.length_I[item_K] * max(float(np.linalg.norm(user_D)), 1e-12)
-        return np.stack([product_C, cosine_C], axis=1)
+        affinity_CA = np.empty((len(item_index_C), 2), np.float32)
+        _affinity(self._rows_ID, self.length_I, user_D, np.asarray(item_index_C, np.int32), affinity_CA)
+        return affinity_CA
 
     @cached_property
     def length_I(self) -> Float32s:  # noqa: N802 - shape suffix
@@ -83,11 +80,8 @@ class AlsSource:
 
     def unit_factors(self, item_index_C: Int32s) -> Float32s:
         """Factors `[C, D]` of length 1; 0 for items that the model does not know. Their products are cosines."""
-        known_C = item_index_C < len(self.item_factors_ID)
-        row_C = np.where(known_C, item_index_C, 0)
-        if not len(self.item_factors_ID):
-            return np.zeros((len(item_index_C), self.item_factors_ID.shape[1]), np.float32)
-        unit_CD: Float32s = self.item_factors_ID[row_C] * (known_C / self.length_I[row_C])[:, None].astype(np.float32)
+        unit_CD = np.empty((len(item_index_C), self.item_factors_ID.shape[1]), np.float32)
+        _unit_rows(self._rows_ID, self.length_I, np.asarray(item_index_C, np.int32), unit_CD)
         return unit_CD
 
     def similar(self, request: RetrievalRequest, item_index: int, count: int) -> Candidates:
@@ -99,6 +93,11 @@ class AlsSource:
         cosine_I = self.item_factors_ID @ self.unit_factors(np.array([item_index], np.int32))[0] / self.length_I
         cosine_I = padded(cosine_I, len(request.item_table))
         return top(cosine_I, request.allowed_I & (cosine_I > 0), count)
+
+    @cached_property
+    def _rows_ID(self) -> Float32s:  # noqa: N802 - shape suffix
+        """The factors, an item's next to each other."""
+        return np.ascontiguousarray(self.item_factors_ID)
 
     @cached_property
     def _factors_DI(self) -> Float32s:  # noqa: N802 - shape suffix
@@ -146,3 +145,35 @@ class AlsSource:
 
 
 _CONSTANTS = ("alpha", "regularization", "frequency_exponent", "unobserved_weight", "frequency_offset")
+
+
+_ROWS, _FLOATS = given(float32, 2, contiguous=True), given(float32, 1, contiguous=True)
+
+
+@compiled(_ROWS, *[_FLOATS] * 2, given(int32, 1), float32[:, ::1], any_order=True)
+def _affinity(item_factors_ID, length_I, user_D, item_index_C, affinity_CA):  # type: ignore[no-untyped-def]
+    items, width = item_factors_ID.shape
+    squared = float32(0)
+    for d in range(width):
+        squared += user_D[d] * user_D[d]
+    length = max(np.sqrt(squared), float32(1e-12))
+    for c in range(len(item_index_C)):
+        item, product = item_index_C[c], float32(0)
+        if 0 <= item < items:
+            for d in range(width):
+                product += item_factors_ID[item, d] * user_D[d]
+        affinity_CA[c, 0] = product
+        affinity_CA[c, 1] = product / (length * length_I[item]) if 0 <= item < items else float32(0)
+
+
+@compiled(_ROWS, _FLOATS, given(int32, 1), float32[:, ::1])
+def _unit_rows(item_factors_ID, length_I, item_index_C, unit_CD):  # type: ignore[no-untyped-def]
+    items, width = item_factors_ID.shape
+    for c in range(len(item_index_C)):
+        item = item_index_C[c]
+        if not 0 <= item < items:
+            unit_CD[c] = 0
+            continue
+        scale = 1 / length_I[item]
+        for d in range(width):
+            unit_CD[c, d] = item_factors_ID[item, d] * scale
