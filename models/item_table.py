@@ -95,6 +95,11 @@ class ItemTable:
         return mask_I
 
     @cached_property
+    def ascii_ids_I(self) -> npt.NDArray[np.bytes_]:  # noqa: N802 - shape suffix
+        """The ids in one array: many of them are taken from it, and handed over, without a look at a string each."""
+        return np.array(self.item_ids, np.bytes_)
+
+    @cached_property
     def _hashes(self) -> tuple[Int64s, Int64s]:
         """The hashes of the ids, ascending, and the item of each."""
         return _hashed(self.item_ids)
@@ -134,7 +139,9 @@ class ItemTable:
         (ascending_I, order_I), (new_N, new_order_N) = self._hashes, _hashed(new_ids)
         at_N = np.searchsorted(ascending_I, new_N)
         hashes = np.insert(ascending_I, at_N, new_N), np.insert(order_I, at_N, len(self) + new_order_N)
-        table.__dict__.update(known, _hashes=hashes)  # the cached properties, which would be made anew
+        ascii_ids_I = np.concatenate([self.ascii_ids_I, np.array(new_ids, np.bytes_)])
+        # The cached properties, which would be made anew.
+        table.__dict__.update(known, _hashes=hashes, ascii_ids_I=ascii_ids_I)
         return table
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:

@@ -33,7 +33,7 @@ CANDIDATE_SUFFIXES = ("_C", "_CF", "_CS", "_CA")
 def draft_of(answer: Answer, *, full_features: bool = False) -> SlateDraft:
     """The answer's draft, with the ranker's inputs of the returned items or of every candidate."""
     row_C = _logged_rows(answer)
-    merged, item_ids = answer.retrieved.merged, answer.view.item_table.item_ids
+    merged = answer.retrieved.merged
     item_index_C = answer.item_index_C[row_C]
     cut = len(row_C) < len(answer.item_index_C)
     excluded, excluded_since = _exclusions(answer)
@@ -68,7 +68,7 @@ def draft_of(answer: Answer, *, full_features: bool = False) -> SlateDraft:
         item_index_C=item_index_C,
         cut=cut,
         item_index_M=merged.item_index_C,
-        item_ids_M=tuple([item_ids[index] for index in merged.item_index_C.tolist()]),
+        item_ids_M=answer.view.item_table.ascii_ids_I[merged.item_index_C],
         source_names_P=merged.source_names,
         from_source_MP=merged.from_source_CP,
         by_source={name: found.item_index for name, found in answer.retrieved.by_source.items()},

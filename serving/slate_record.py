@@ -52,7 +52,7 @@ class SlateDraft:
     cut: bool
     """Whether there were more candidates than the logged ones."""
     item_index_M: Int32s
-    item_ids_M: tuple[str, ...]
+    item_ids_M: npt.NDArray[np.bytes_]
     source_names_P: tuple[str, ...]
     from_source_MP: Bools
     by_source: Mapping[str, Int32s]
@@ -76,7 +76,7 @@ def to_record(draft: SlateDraft) -> SlateRecord:
         candidates=_candidates(draft),
         evidence=replace(
             evidence,
-            unscored=tuple(draft.item_ids_M[m] for m in np.flatnonzero(unscored_M).tolist()),
+            unscored=tuple(draft.item_ids_M[unscored_M].astype(str).tolist()),
             sources={name: len(found) for name, found in proposed.items()},
             arrays=pack({name: packed(array) for name, array in arrays.items()}),
         ),
@@ -106,7 +106,8 @@ def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
         bits: tuple(name for p, name in enumerate(draft.source_names_P) if bits >> p & 1)
         for bits in np.unique(bits_M).tolist()
     }
-    of_index = dict(zip(draft.item_index_M.tolist(), zip(draft.item_ids_M, bits_M.tolist(), strict=True), strict=True))
+    named_M = zip(draft.item_ids_M.astype(str).tolist(), bits_M.tolist(), strict=True)
+    of_index = dict(zip(draft.item_index_M.tolist(), named_M, strict=True))
     found = [of_index[index] for index in draft.item_index_C.tolist()]
     return tuple(
         SlateCandidate(item_id=item_id, score=score, sources=names[bits])
