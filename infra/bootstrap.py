@@ -1,5 +1,5 @@
 """Builds what Millrace runs on: uv, the four environments from hash-locked files, the JVM jars from poms, the stream
-job's functions from their Java sources, and archives of classes from which JVMs start sooner.
+job's functions from their Java sources, archives of classes from which JVMs start sooner, and Python's compiled loops.
 
 Run by the system's Python 3.11 with nothing installed: `python3.11 infra/bootstrap.py`. Every part is stamped with
 the hash of what it was built from, so a second run only compares stamps.
@@ -25,6 +25,9 @@ ENVIRONMENTS = ("serve", "stream", "airflow", "app")
 """Smallest first, so that the largest installation overlaps with nothing but Maven."""
 JARS = ("kafka", "flink", "spark")
 FUNCTIONS = "functions of the stream job"
+LOOPS = "compiled loops"
+LOOP_ROOMS, LOOP_MARK = ("features", "models", "serving"), "from features.compiled import"
+"""Where they are, and the line that tells."""
 ARCHIVES = {"class archive of kafka": ("kafka", "kafka"), "class archive of spark": ("spark", "app")}
 """By what the user reads: the name in `infra/class_archives.py`, and the part that the classes come with."""
 ARCHIVE_SOURCES = ("infra/class_archives.py", "batch/class_archive_job.py")
@@ -60,7 +63,8 @@ class Bootstrap:
         venvs = [name for name in ENVIRONMENTS if not self._is_current(*self._environment_stamp(name))]
         jars = [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
         stale = {"stream", "flink"} & {*venvs, *jars} or not self._is_current(*self._functions_stamp())
-        return venvs, jars, [*([FUNCTIONS] if stale else []), *self._pending_archives({*venvs, *jars})]
+        loops = [] if "serve" not in venvs and self._is_current(*self._loops_stamp()) else [LOOPS]
+        return venvs, jars, [*([FUNCTIONS] if stale else []), *self._pending_archives({*venvs, *jars}), *loops]
 
     def run(self) -> list[str]:
         """Brings everything up to date and returns the names of the parts that were built."""
@@ -77,7 +81,8 @@ class Bootstrap:
             )
             if FUNCTIONS in others:
                 self._build_functions()
-            self._side_by_side(*(pool.submit(self._archive_classes, what) for what in others if what in ARCHIVES))
+            lanes = [pool.submit(self._archive_classes, what) for what in others if what in ARCHIVES]
+            self._side_by_side(*lanes, *([pool.submit(self._compile_loops)] if LOOPS in others else []))
         return [*pending_venvs, *(f"{name} jars" for name in pending_jars), *others]
 
     def _side_by_side(self, *lanes: Future[None]) -> None:
@@ -211,6 +216,30 @@ class Bootstrap:
                     raise BootstrapError(f"{command[0]} failed on streaming/java: {output.strip()}")
             stamp.write_text(wanted)
         shutil.rmtree(classes, ignore_errors=True)
+
+    # Loops that numba compiles when their modules are imported, so that no service has to when it starts.
+
+    def _loops_stamp(self) -> tuple[Path, str]:
+        lock = (self.root / "infra" / "requirements" / "serve.txt").read_text()
+        sources = [path.read_text() for path in self._loops_sources()]
+        return self.venvs / "serve" / ".loops-stamp", _hash(RECIPE, str(self.root), lock, *sources)
+
+    def _loops_sources(self) -> list[Path]:
+        sources = [path for room in LOOP_ROOMS for path in sorted((self.root / room).rglob("*.py"))]
+        return [path for path in sources if LOOP_MARK in path.read_text()]
+
+    def _compile_loops(self) -> None:
+        stamp, wanted = self._loops_stamp()
+        modules = [".".join(path.relative_to(self.root).with_suffix("").parts) for path in self._loops_sources()]
+        with self._timed(LOOPS):
+            code, output = self._call(
+                [str(self.venvs / "serve" / "bin" / "python"), "-c", f"import {', '.join(modules)}"]
+            )
+            if self.stopping.is_set():
+                raise _StoppedError(f"{LOOPS}: stopped")
+            if code:
+                raise BootstrapError(f"{LOOPS}: {_last_line(output)}")
+            stamp.write_text(wanted)
 
     # Archives of what the JVMs load, which is of these jars at this place.
 

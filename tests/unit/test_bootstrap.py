@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from infra import bootstrap
-from infra.bootstrap import ARCHIVE_SOURCES, ARCHIVES, ENVIRONMENTS, FUNCTIONS, JARS, ROOT, Bootstrap, BootstrapError
+from infra.bootstrap import (
+    ARCHIVE_SOURCES,
+    ARCHIVES,
+    ENVIRONMENTS,
+    FUNCTIONS,
+    JARS,
+    LOOPS,
+    ROOT,
+    Bootstrap,
+    BootstrapError,
+)
 
 
 @pytest.fixture
@@ -18,8 +28,9 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "infra" / "poms", tmp_path / "infra" / "poms")
     shutil.copytree(ROOT / "streaming" / "java", tmp_path / "streaming" / "java")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "batch").mkdir()
-    for name in ARCHIVE_SOURCES:
+    for name in ("batch", "features"):
+        (tmp_path / name).mkdir()
+    for name in (*ARCHIVE_SOURCES, "features/algebra.py", "features/names.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -33,14 +44,14 @@ def _stamp_all(built: Bootstrap) -> None:
         path, text = built._jars_stamp(name)
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    for path, text in (built._functions_stamp(), *map(built._archive_stamp, ARCHIVES)):
+    for path, text in (built._functions_stamp(), *map(built._archive_stamp, ARCHIVES), built._loops_stamp()):
         path.write_text(text)
 
 
 def test_a_second_run_builds_nothing(checkout: Path) -> None:
     said: list[str] = []
     built = Bootstrap(checkout, said.append)
-    assert built.pending() == (list(ENVIRONMENTS), list(JARS), [FUNCTIONS, *ARCHIVES])
+    assert built.pending() == (list(ENVIRONMENTS), list(JARS), [FUNCTIONS, *ARCHIVES, LOOPS])
     _stamp_all(built)
     assert built.run() == []
     assert said == []
@@ -49,7 +60,7 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "pending"),
     [
-        ("infra/requirements/serve.txt", (["serve"], [], [])),
+        ("infra/requirements/serve.txt", (["serve"], [], [LOOPS])),
         ("infra/requirements/stream.txt", (["stream"], [], [FUNCTIONS])),
         ("infra/poms/flink/pom.xml", ([], ["flink"], [FUNCTIONS])),
         ("streaming/java/millrace/BitOr.java", ([], [], [FUNCTIONS])),
@@ -57,6 +68,8 @@ def test_a_second_run_builds_nothing(checkout: Path) -> None:
         ("infra/poms/spark/pom.xml", ([], ["spark"], ["class archive of spark"])),
         ("infra/poms/kafka/pom.xml", ([], ["kafka"], ["class archive of kafka"])),
         ("batch/class_archive_job.py", ([], [], list(ARCHIVES))),
+        ("features/algebra.py", ([], [], [LOOPS])),
+        ("features/names.py", ([], [], [])),
     ],
 )
 def test_a_changed_input_is_built_again_and_nothing_else(
