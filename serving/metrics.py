@@ -13,7 +13,7 @@ from serving.guard_metrics import GuardMetrics
 from serving.observation import Observation
 from serving.slate_metrics import FATES, SlateMetrics
 from serving.stages import HYDRATE, STAGES
-from serving.users import UserReadError
+from serving.user_read_error import UserReadError
 
 SHADOW_FATES = ("scored", "skipped", "failed")
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)

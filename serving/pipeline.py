@@ -39,7 +39,8 @@ from serving.rules import NO_RULES, Audience, Rules
 from serving.score import Scored, score, unranked
 from serving.similar import similar_items
 from serving.stages import ADMIT, FILTER, HYDRATE, RERANK, RETRIEVE, SCORE, SIDE_EFFECTS, Progress
-from serving.users import UserReadError, unknown_user
+from serving.user_read_error import UserReadError
+from serving.users import unknown_user
 from serving.view import LiveView
 
 _log = logging.getLogger(__name__)

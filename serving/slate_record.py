@@ -30,8 +30,7 @@ import orjson
 
 from features.packed import PackedArray, pack
 from features.slates import SlateCandidate, SlateEvidence, SlateRecord
-from models.item_table import Int32s
-from models.sources.base import Bools
+from models.item_table import Bools, Int32s
 from serving.sunk_scores import finite
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -18,6 +18,7 @@ from features.tiles import USER_CATEGORY_TILES
 from features.user_state import UserState
 from serving.breaker import Breaker
 from serving.tile_table import no_rows
+from serving.user_read_error import UserReadError
 
 _log = logging.getLogger(__name__)
 
@@ -31,16 +32,6 @@ RETRY_WAIT_S = 0.002
 together (full jitter)."""
 MIN_RETRY_S = 0.005
 """With less left of the limit nothing is tried again; no wait is longer."""
-
-
-class UserReadError(RuntimeError):
-    """The store gave no answer in time; the message says why, in one clause, and `kind` in one word of `KINDS`."""
-
-    KINDS = ("failed", "timeout", "closed", "busy", "no_time")
-
-    def __init__(self, message: str, kind: str = "failed") -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 def unknown_user(user_id: str, instant_ms: int) -> UserState:

@@ -26,7 +26,8 @@ from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
 from serving.sunk_scores import SUNK_SCORE
-from serving.users import UserReadError, unknown_user
+from serving.user_read_error import UserReadError
+from serving.users import unknown_user
 from serving.view import LiveView
 from tests.observed_service import observed_service
 from tests.serving_bundle import START_MS, tiny_items, write_tiny_bundle

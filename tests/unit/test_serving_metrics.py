@@ -17,7 +17,8 @@ from serving.gauges import Gauges
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
-from serving.users import UserReadError, unknown_user
+from serving.user_read_error import UserReadError
+from serving.users import unknown_user
 from serving.view import LiveView
 from tests.conftest import wait_for
 from tests.observed_service import observed_service

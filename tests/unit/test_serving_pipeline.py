@@ -23,7 +23,8 @@ from serving.query import ItemRules, Query
 from serving.rerank import RerankConfig
 from serving.stages import Progress
 from serving.sunk_scores import SUNK_SCORE
-from serving.users import UserReadError, unknown_user
+from serving.user_read_error import UserReadError
+from serving.users import unknown_user
 from serving.view import LiveView
 from tests.past_requests import record_of
 from tests.serving_bundle import START_MS, promote, tiny_items, write_tiny_bundle

@@ -1,6 +1,8 @@
 """Slates from the worker to its scribe: what arrives, what is counted as lost, and who waits for whom."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from serving.slate_log import MAX_QUEUED, SlateLog
 from serving.slate_metrics import SlateMetrics
 from serving.slate_record import SlateDraft, to_json, to_record
 from serving.slate_writer import SlateWriter
-from tests.conftest import wait_for
+from tests.conftest import ROOT, wait_for
 from tests.past_requests import answered, live_view, query
 from tests.serving_bundle import write_tiny_bundle
 
@@ -221,3 +223,10 @@ def test_what_cannot_be_sent_is_counted_and_the_rest_goes_on(
             log.submit(answer)
         log.close()
     assert [draft.record.request_id for draft in writer.drafts] == ["r2"] and _lost(metrics) == (2, 2)
+
+
+def test_neither_scribe_nor_parent_loads_what_only_ranking_needs() -> None:
+    """A hundred megabytes each, and most of a second."""
+    heavy = ["numba", "onnxruntime", "models.sources", "features.algebra"]
+    code = f"import sys, serving.scribe, serving.server; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"[]\n"

@@ -21,7 +21,8 @@ from serving.live import Live
 from serving.metrics import Metrics
 from serving.stages import STAGES
 from serving.tracing import OtlpTracer
-from serving.users import UserReadError, unknown_user
+from serving.user_read_error import UserReadError
+from serving.users import unknown_user
 from serving.view import LiveView
 from tests.conftest import free_port, wait_for
 from tests.observed_service import Collector, collector, observed_service

