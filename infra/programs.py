@@ -20,7 +20,7 @@ from infra.airflow import SPARK_POOL, airflow_environment
 from infra.airflow_client import AirflowClient
 from infra.kafka import BrokerConfig, broker_answers, create_topics, format_broker
 from infra.ranking import ranking_channel
-from infra.settings import ROOT, Settings, environment_python, jars_dir
+from infra.settings import PREFIX, ROOT, Settings, environment_python, jars_dir
 from infra.streams import Stream
 from infra.supervisor import Program
 from streaming.writer_config import WriterConfig
@@ -213,12 +213,21 @@ def _serving(settings: Settings) -> Program:
 
 
 def _serving_answers(settings: Settings) -> bool:
-    """Whether the service speaks: it starts with no bundle and says NOT_SERVING until one is promoted."""
+    """Whether the service speaks: it starts with no bundle and says NOT_SERVING until one is promoted.
+
+    Raises `StepError` where its certificate is not trusted here, which waiting does not change.
+    """
     with ranking_channel(settings) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_TIMEOUT_S)
         except grpc.RpcError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error.details()):
+                trusted = settings.serving_ca or "one that this machine trusts"
+                raise StepError(
+                    f"serving: {settings.serving_tls_cert} is not signed by {trusted}; give the CA that signed it as "
+                    f"{PREFIX}SERVING_CA."
+                ) from error
             return bool(error.code() == grpc.StatusCode.NOT_FOUND)
     return bool(answer.status != health_pb2.HealthCheckResponse.UNKNOWN)
 

