@@ -137,7 +137,10 @@ def keyed_tiles(family: TileFamily, keys: Sequence[tuple[str, ...]], packed: Seq
     """The same sorted by key."""
     distinct = sorted(set(keys))
     index = {key: k for k, key in enumerate(distinct)}
-    rows, newest_T, _ = _arrays(family, [index[key] for key in keys], packed)
+    index_P = [index[key] for key in keys]
+    rows, newest_T, _ = _arrays(family, index_P, packed)
+    if index_P == sorted(index_P):
+        return KeyedTiles(keys=tuple(distinct), rows=rows, max_event_time_T=newest_T)
     order_T = np.argsort(rows.key_T, kind="stable")
     return KeyedTiles(keys=tuple(distinct), rows=rows.reordered(order_T), max_event_time_T=newest_T[order_T])
 
