@@ -95,9 +95,9 @@ class ItemTable:
         return mask_I
 
     @cached_property
-    def ascii_ids_I(self) -> npt.NDArray[np.bytes_]:  # noqa: N802 - shape suffix
-        """The ids in one array: many of them are taken from it, and handed over, without a look at a string each."""
-        return np.array(self.item_ids, np.bytes_)
+    def encoded_ids_I(self) -> npt.NDArray[np.bytes_]:  # noqa: N802 - shape suffix
+        """The ids in UTF-8, in one array: many are taken from it, and handed over, without a look at a string each."""
+        return _encoded(self.item_ids)
 
     @cached_property
     def _hashes(self) -> tuple[Int64s, Int64s]:
@@ -139,9 +139,9 @@ class ItemTable:
         (ascending_I, order_I), (new_N, new_order_N) = self._hashes, _hashed(new_ids)
         at_N = np.searchsorted(ascending_I, new_N)
         hashes = np.insert(ascending_I, at_N, new_N), np.insert(order_I, at_N, len(self) + new_order_N)
-        ascii_ids_I = np.concatenate([self.ascii_ids_I, np.array(new_ids, np.bytes_)])
+        encoded_ids_I = np.concatenate([self.encoded_ids_I, _encoded(new_ids)])
         # The cached properties, which would be made anew.
-        table.__dict__.update(known, _hashes=hashes, ascii_ids_I=ascii_ids_I)
+        table.__dict__.update(known, _hashes=hashes, encoded_ids_I=encoded_ids_I)
         return table
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -173,6 +173,10 @@ def _hashed(item_ids: Collection[str]) -> tuple[Int64s, Int64s]:
     hash_N = np.fromiter(map(hash, item_ids), np.int64, len(item_ids))
     order_N = np.argsort(hash_N)
     return hash_N[order_N], order_N
+
+
+def _encoded(item_ids: Iterable[str]) -> npt.NDArray[np.bytes_]:
+    return np.array([item_id.encode() for item_id in item_ids], np.bytes_)
 
 
 def train_item_table(items: Iterable[Item]) -> ItemTable:

@@ -186,6 +186,7 @@ def item_columns(
         item_table.published_at_ms,
         *_codes(item_table),
         _known(layout),
+        UNKNOWN,
         static_CS,
         row_EC,
     )
@@ -250,7 +251,7 @@ def _embedding_row(code, known):  # type: ignore[no-untyped-def]
 _INT32S, _INT64S = given(int32, 1), given(int64, 1)
 
 
-@compiled(_INT32S, *[_INT64S] * 3, *[_INT32S] * 3, _INT64S, float32[:, ::1], int32[:, ::1])
+@compiled(_INT32S, *[_INT64S] * 3, *[_INT32S] * 3, _INT64S, int64, float32[:, ::1], int32[:, ::1])
 def _lay_items(  # type: ignore[no-untyped-def]
     item_index_C,
     instant_ms_C,
@@ -260,12 +261,13 @@ def _lay_items(  # type: ignore[no-untyped-def]
     creator_I,
     language_I,
     known_E,
+    unknown,
     static_CS,
     row_EC,
 ):
     for c in range(len(item_index_C)):
         item = item_index_C[c]
-        if item == UNKNOWN:
+        if item == unknown:
             static_CS[c], row_EC[:, c] = 0, OOV
             continue
         if not 0 <= item < len(duration_ms_I):

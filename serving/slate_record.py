@@ -52,6 +52,7 @@ class SlateDraft:
     """Whether there were more candidates than the logged ones."""
     item_index_M: Int32s
     item_ids_M: npt.NDArray[np.bytes_]
+    """In UTF-8."""
     source_names_P: tuple[str, ...]
     from_source_MP: Bools
     by_source: Mapping[str, Int32s]
@@ -75,7 +76,7 @@ def to_record(draft: SlateDraft) -> SlateRecord:
         candidates=_candidates(draft),
         evidence=replace(
             evidence,
-            unscored=tuple(draft.item_ids_M[unscored_M].astype(str).tolist()),
+            unscored=tuple(_decoded(draft.item_ids_M[unscored_M])),
             sources={name: len(found) for name, found in proposed.items()},
             arrays=pack({name: packed(array) for name, array in arrays.items()}),
         ),
@@ -98,6 +99,10 @@ def _numbers(record: SlateRecord) -> Iterator[float]:
         yield from (item.score, item.propensity, *item.probabilities.values())
 
 
+def _decoded(item_ids_N: npt.NDArray[np.bytes_]) -> list[str]:
+    return [item_id.decode() for item_id in item_ids_N.tolist()]
+
+
 def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
     """The scored candidates with who proposed each. Few sets of sources occur, so each is named once."""
     bits_M = draft.from_source_MP @ (1 << np.arange(len(draft.source_names_P)))
@@ -105,7 +110,7 @@ def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
         bits: tuple(name for p, name in enumerate(draft.source_names_P) if bits >> p & 1)
         for bits in np.unique(bits_M).tolist()
     }
-    named_M = zip(draft.item_ids_M.astype(str).tolist(), bits_M.tolist(), strict=True)
+    named_M = zip(_decoded(draft.item_ids_M), bits_M.tolist(), strict=True)
     of_index = dict(zip(draft.item_index_M.tolist(), named_M, strict=True))
     found = [of_index[index] for index in draft.item_index_C.tolist()]
     return tuple(

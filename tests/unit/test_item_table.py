@@ -38,6 +38,12 @@ def test_a_mask_marks_what_is_named_however_the_table_has_grown() -> None:
             assert not grown.mask_of([]).any()
 
 
+def test_ids_are_encoded_as_they_are_however_the_table_has_grown() -> None:
+    table = train_item_table([item("video-1"), item("vidéo-2")]).with_items([item("видео-three"), item("video-1")])
+    for same in (table, ItemTable.from_arrays(table.to_arrays())):
+        assert [item_id.decode() for item_id in same.encoded_ids_I.tolist()] == list(same.item_ids)
+
+
 def test_a_table_survives_its_arrays() -> None:
     table = train_item_table([item("b", "c1"), item("a", language="de")])
     again = ItemTable.from_arrays(table.to_arrays())
