@@ -283,7 +283,7 @@ class SqliteBackend(Backend):
         with self._connected() as connection:
             execute, key = connection.execute, (user_id,)
             return UserRows(
-                tiles=[PackedTiles(row[:-1], row[-1]) for row in execute(self._sql_tiles, key)],
+                tiles=[PackedTiles((*key, *row[:-1]), row[-1]) for row in execute(self._sql_tiles, key)],
                 history=execute(self._sql_history, key).fetchone()[0] or "",
                 seen=orjson.loads(execute(self._sql_seen, key).fetchone()[0]),
                 decisions=[
@@ -304,16 +304,20 @@ class SqliteBackend(Backend):
             parts: dict[tuple[str, ...], PackedTiles] = {}
             for entity, keys in keys_of.items():
                 query = self._tiles_of(family, KEY_FIELDS[entity])
-                parts |= {row[:-1]: PackedTiles(row[:-1], row[-1]) for key in keys for row in execute(query, key)}
+                found = [PackedTiles((*key, *row[:-1]), row[-1]) for key in keys for row in execute(query, key)]
+                parts |= {part.key: part for part in found}
             return list(parts.values())
 
     def _tiles_of(self, family: TileFamily, asked: Sequence[str]) -> str:
-        """Selects the tiles of one entity whose key begins the family's: one row a key, its packed rows joined."""
-        fields = ", ".join(family.key_fields)
-        wanted = " AND ".join(f"{field} = ?" for field in asked)
-        # By what is not given, which is compared for every tile; by something, so that an unknown key has no row.
-        grouped_by = ", ".join(family.key_fields[len(asked) :] or family.key_fields[-1:])
-        return f"SELECT {fields}, {_JOINED} FROM {self._tiles(family.name)} WHERE {wanted} GROUP BY {grouped_by}"
+        """Selects the tiles of one entity whose key begins the family's: one row a key, what was not given of it, then
+        its packed rows joined.
+        """
+        wanted, rest = " AND ".join(f"{field} = ?" for field in asked), family.key_fields[len(asked) :]
+        # What is selected and what is grouped by costs something for every tile, so nothing that is known already; but
+        # by something, so that an unknown key has no row.
+        grouped_by = ", ".join(rest or family.key_fields[-1:])
+        selected = ", ".join([*rest, _JOINED])
+        return f"SELECT {selected} FROM {self._tiles(family.name)} WHERE {wanted} GROUP BY {grouped_by}"
 
     def _tiles_by_keys(self, family: TileFamily, asked: Sequence[str]) -> str:
         """The same of many entities, found by these fields of the family's key: a JSON list of values each."""

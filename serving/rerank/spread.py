@@ -23,19 +23,18 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
     if factors_CD is None or not config.similarity_penalty:
         factors_CD = np.zeros((len(value_C), 0), np.float32)
     chosen_S = np.empty(min(len(value_C), config.spread_positions), np.int64)
-    chosen = chosen_S[
-        : _choose(
-            value_C,
-            likeness.category_C,
-            likeness.creator_C,
-            np.ascontiguousarray(factors_CD),
-            config.category_penalty,
-            config.creator_penalty,
-            config.similarity_penalty,
-            config.spread_window,
-            chosen_S,
-        )
-    ]
+    filled = _choose(
+        value_C,
+        likeness.category_C,
+        likeness.creator_C,
+        np.ascontiguousarray(factors_CD),
+        config.category_penalty,
+        config.creator_penalty,
+        config.similarity_penalty,
+        config.spread_window,
+        chosen_S,
+    )
+    chosen = chosen_S[:filled]
     rest_C = np.ones(len(value_C), np.bool_)
     rest_C[chosen] = False
     rest = np.flatnonzero(rest_C)
