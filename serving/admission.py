@@ -10,13 +10,16 @@ Controlling Queue Delay, ACM Queue 2012).
 | from there to `limit_wait_ms` | the share of optional candidates falls in a straight line to 0 |
 | above | the least number of candidates |
 | longer than the deadline allows, by what is under way | the last resort (`serving.workers`), with no wait |
+| less time left on arrival than the last resort takes | refused at once: it has waited in gRPC's queue already |
 | `max_in_flight` requests under way | further ones are refused at once, with a time after which to come again |
 
 Measured with a deadline of 200 ms on two cores that other work kept busy four to six times over, which moves the
 figures (`tests/bench/bench_pressure.py`, four runs, load averages of 8 to 12): at 120 requests/s, twice what the
 threads do, 94% and 95% are answered in time, at 240 58% to 77%; in one run without that other work 98.8% and 79%.
 Without the last resort for what would be late it was 46% and 17% (one run, load average 11): all that is answered has
-then waited until its deadline.
+then waited until its deadline. Far beyond capacity requests wait in gRPC's queue until little of their deadline is
+left, for the event loop takes them up no faster than they come: at 480 requests/s 9% were answered in time when each
+was tried, 22% since those are refused that nothing can save (one run each).
 
 The share falls at once and recovers slowly, and not at all for a small gain, so that it does not flap.
 """
@@ -57,6 +60,10 @@ MAX_SAMPLE_MS = 20.0
 """For how much time one measured wait speaks, at most: one slow start of a thread after a pause is no overload."""
 FIRST_SERVICE_MS = 20.0
 """What a request is taken to need until the first has been answered."""
+FIRST_RESORT_MS = 1.0
+"""The same of the last resort."""
+RESORT_HALF_LIFE_S = 1.0
+"""While none is tried, that time is forgotten so fast: the next calm moment is a new one."""
 SERVICE_WEIGHT = 0.1
 LATE_DECAY = 0.998
 MARGIN = 1.5
@@ -76,10 +83,11 @@ class Admission:
         """Smoothed wait for a thread."""
         self.service_ms = FIRST_SERVICE_MS
         """Smoothed time that a request takes in its thread."""
+        self._resort_ms = FIRST_RESORT_MS
         self._monotonic_s = monotonic_s
         self._jitter = jitter or Random()
         self._share = 1.0
-        self._measured_s = self._shared_s = monotonic_s()
+        self._measured_s = self._shared_s = self._resorted_s = monotonic_s()
 
     @property
     def full(self) -> bool:
@@ -126,6 +134,18 @@ class Admission:
             self._aside += 1
             self.service_ms *= LATE_DECAY
         return late
+
+    def hopeless(self, left_ms: float) -> bool:
+        """Whether not even the last resort would be done in the time left: so it is with requests that have waited in
+        gRPC's queue.
+        """
+        since_s = self._monotonic_s() - self._resorted_s
+        return left_ms < self._resort_ms * math.exp2(-since_s / RESORT_HALF_LIFE_S)
+
+    def resorted(self, took_ms: float) -> None:
+        """Learns how long the last resort took, from the moment that a request was set aside."""
+        self._resort_ms += SERVICE_WEIGHT * (took_ms - self._resort_ms)
+        self._resorted_s = self._monotonic_s()
 
     def retry_after_ms(self) -> int:
         """When a refused request may find a place: the time in which what is under way is worked off, give or take

@@ -128,6 +128,9 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         left_s = DEFAULT_DEADLINE_S if left_s is None else min(left_s, MAX_DEADLINE_S)
         if left_s <= 0:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed on arrival")
+        if self._admission.hopeless((left_s - ANSWER_RESERVE_S) * 1000):
+            reason = f"{left_s * 1000:.0f} ms of the deadline are left: too little for any answer"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
         try:
             query = self._admitted(parse(uuid.uuid4().hex, view.experiments))
         except RequestError as error:

@@ -62,7 +62,11 @@ class Workers:
         """
         if self.admission.too_late(progress.remaining_ms() - LAST_RESORT_S * 1000):
             progress.degrade(ADMIT, "the service is busy: the answer is made of what is in memory")
-            return await asyncio.wrap_future(self._queue(self._spare, _hurried, work, progress))
+            began_s = progress.monotonic_s()
+            try:
+                return await asyncio.wrap_future(self._queue(self._spare, _hurried, work, progress))
+            finally:
+                self.admission.resorted((progress.monotonic_s() - began_s) * 1000)
         queued = self._queue(self._threads, _attempt, work, progress)
         first = asyncio.wrap_future(queued)
         first.add_done_callback(_seen)

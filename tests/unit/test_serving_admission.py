@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from serving.admission import FIRST_SERVICE_MS, MARGIN, MAX_RETRY_MS, Admission, AdmissionConfig
+from serving.admission import FIRST_SERVICE_MS, MARGIN, MAX_RETRY_MS, RESORT_HALF_LIFE_S, Admission, AdmissionConfig
 from serving.cost import Cost
 from serving.pipeline import PipelineConfig
 
@@ -140,6 +140,18 @@ def test_a_slow_request_does_not_set_all_others_aside_for_ever(clock: Clock) -> 
         asked += 1
         assert asked < 2_000
     assert asked > 50
+
+
+def test_what_nothing_can_save_is_hopeless_but_not_for_long(clock: Clock) -> None:
+    admission = Admission(AdmissionConfig(), clock)
+    assert not admission.hopeless(3.0), "nothing is known that speaks against it"
+    for _ in range(50):
+        admission.resorted(80.0)
+    assert admission.hopeless(70.0) and not admission.hopeless(81.0)
+    clock.now_s += RESORT_HALF_LIFE_S
+    assert admission.hopeless(30.0) and not admission.hopeless(41.0)
+    clock.now_s += 10 * RESORT_HALF_LIFE_S
+    assert not admission.hopeless(1.0)
 
 
 @pytest.mark.parametrize("wrong", [{"max_in_flight": 0}, {"workers": 0}, {"target_wait_ms": 50}])

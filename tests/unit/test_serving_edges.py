@@ -19,8 +19,8 @@ from features.user_state import Interaction, UserState
 from models.bundle import Bundle
 from models.ranker_inputs import RankerInputs
 from models.sources import Candidates
+from serving import admission, ranking_pb2_grpc, workers
 from serving import ranking_pb2 as pb
-from serving import ranking_pb2_grpc, workers
 from serving.answer import Answer
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
@@ -348,6 +348,16 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 def test_a_deadline_that_has_passed_is_an_error(service: Running) -> None:
     status, _, _ = service.call(_recommend(user_id="u"), timeout_s=0.0)
     assert status == "DEADLINE_EXCEEDED"
+
+
+def test_a_request_that_nothing_can_save_is_refused_at_once(view: LiveView, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "FIRST_RESORT_MS", 5_000.0)
+    monkeypatch.setattr(admission, "RESORT_HALF_LIFE_S", 1_000.0)
+    with _running(view) as running:
+        status, _, error = running.call(_recommend(user_id="u"), timeout_s=2.0)
+        assert status == "DEADLINE_EXCEEDED"
+        assert error is not None and "too little for any answer" in str(error.details())
+        assert running.slate(_recommend(user_id="u"), timeout_s=8.0).items
 
 
 @pytest.fixture
