@@ -194,13 +194,15 @@ def replay(
 
     settings = load_settings()
     _need_port(settings.kafka_port, "the broker")
+    now_ms = wall_clock_ms()
     try:
         report = replay_file(
             file,
             bootstrap_servers=settings.bootstrap_servers,
             topic=topics().events,
             rate_per_s=rate,
-            shift_to_ms=wall_clock_ms() if shift else None,
+            shift_to_ms=now_ms if shift else None,
+            now_ms=now_ms,
             keep_invalid=keep_invalid,
         )
     except (ReplayError, ProduceError) as error:

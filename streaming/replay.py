@@ -74,6 +74,7 @@ def replay_file(
     topic: str,
     rate_per_s: float | None = None,
     shift_to_ms: int | None = None,
+    now_ms: int | None = None,
     keep_invalid: bool = False,
     on_progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -82,15 +83,17 @@ def replay_file(
     """Sends every row of the file, in its order, to the topic.
 
     `rate_per_s` limits the speed; None is as fast as it goes. `shift_to_ms` moves all times by one constant, so that
-    the newest event happens at that instant. A file with a row that breaks the contract is refused, unless
-    `keep_invalid` sends such rows as they are (unshifted, for the dead-letter topic).
+    the newest event happens at that instant. With `now_ms` an event that is not shifted and has no arrival of its own
+    must have happened by then, as far as the contract says: Kafka refuses a whole batch for one record of the future. A
+    file with a row that breaks the contract is refused, unless `keep_invalid` sends such rows as they are (unshifted,
+    for the dead-letter topic).
 
     Raises `ReplayError` for a file that cannot be read or is refused, with nothing sent; `ProduceError` when Kafka
     fails.
     """
     if rate_per_s is not None and not rate_per_s > 0:
         raise ReplayError(f"got a rate of {rate_per_s} events/s; allowed: more than 0. Leave it out for full speed.")
-    checked = check_file(path, keep_invalid=keep_invalid)
+    checked = check_file(path, now_ms=now_ms if shift_to_ms is None else None, keep_invalid=keep_invalid)
     shift_ms = 0 if shift_to_ms is None else shift_to_ms - checked.last_ms
     start_s = clock()
     with Producer(bootstrap_servers, topic, linger_ms=20 if rate_per_s is None else 5) as producer:
@@ -102,16 +105,17 @@ def replay_file(
     return ReplayReport(events=sent - invalid, invalid=invalid, shift_ms=shift_ms, seconds=clock() - start_s)
 
 
-def check_file(path: Path, *, keep_invalid: bool = False) -> FileCheck:
-    """Reads the whole file under the contract.
+def check_file(path: Path, *, now_ms: int | None = None, keep_invalid: bool = False) -> FileCheck:
+    """Reads the whole file under the contract, as of `now_ms` where a row does not say when it arrived.
 
     Raises `ReplayError` at the first row that breaks it, unless such rows are kept, and when no row is valid.
     """
     invalid_rows, last_ms = set(), None
     for row in _rows(path):
         try:
-            # Without an arrival of its own an event arrives when it happens, so it cannot come from the future.
-            event = parse_event(row.value, _END_OF_TIME_MS if row.arrival_ms is None else row.arrival_ms)
+            # Without an arrival of its own an event arrives when it happens: by now, if that is given, or at any time.
+            arrived_by_ms = _END_OF_TIME_MS if now_ms is None else now_ms
+            event = parse_event(row.value, arrived_by_ms if row.arrival_ms is None else row.arrival_ms)
         except ContractError as error:
             if not keep_invalid:
                 raise ReplayError(

@@ -151,6 +151,21 @@ def test_an_unreadable_file_is_one_clear_error(
     assert sent.records == []
 
 
+def test_an_event_of_the_future_breaks_the_contract_unless_all_are_shifted(tmp_path: Path, sent: Sent) -> None:
+    """Kafka would refuse it, and every record of its batch."""
+    rows = [click(1, event_time_ms=NOW_MS), click(2, event_time_ms=NOW_MS + 2 * 3_600_000)]
+    path = write(tmp_path / "events.jsonl", rows)
+    with pytest.raises(ReplayError, match="row 2: future_event_time"):
+        play(path, now_ms=NOW_MS)
+    assert sent.records == []
+    report = play(path, now_ms=NOW_MS, keep_invalid=True)
+    assert (report.events, report.invalid) == (1, 1)
+    assert [record.arrival_ms for record in sent.records] == [NOW_MS, NOW_MS]
+    sent.records.clear()
+    assert play(path, now_ms=NOW_MS, shift_to_ms=NOW_MS).events == 2
+    assert [record.arrival_ms for record in sent.records] == [NOW_MS - 2 * 3_600_000, NOW_MS]
+
+
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.mkdir()
