@@ -155,7 +155,7 @@ _INT64S_1, _INT64S_2, _INT64S_3 = (given(int64, n) for n in (1, 2, 3))
 
 
 @inlined
-def _merge_into(into_K, values_K, merge_K):  # type: ignore[no-untyped-def]
+def _merge_into(into_K: Int64s, values_K: Int64s, merge_K: Int64s) -> None:
     for k in range(len(merge_K)):
         if merge_K[k] == _ADD:
             into_K[k] += values_K[k]
@@ -166,7 +166,7 @@ def _merge_into(into_K, values_K, merge_K):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _shortest(start_W, first, last, start_ms):  # type: ignore[no-untyped-def]
+def _shortest(start_W: Int64s, first: int, last: int, start_ms: int) -> int:
     """The first window in `[first, last)` that a tile of this start lies in; `last` when there is none."""
     while first < last and start_ms < start_W[first]:
         first += 1
@@ -174,7 +174,9 @@ def _shortest(start_W, first, last, start_ms):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _votes(key_T, tile_ms_T, tile_start_T, n_T, first_day, instant_ms):  # type: ignore[no-untyped-def]
+def _votes(
+    key_T: Int64s, tile_ms_T: Int64s, tile_start_T: Int64s, n_T: Int64s, first_day: int, instant_ms: int
+) -> tuple[Int64s, Int64s]:
     """Votes for the day tiles of each (key, day from the first to the instant's), and each row's place in the first.
 
     A side's events count for it; a day tile of a day that is not over counts against itself. Keys are numbered as they
@@ -203,9 +205,19 @@ def _votes(key_T, tile_ms_T, tile_start_T, n_T, first_day, instant_ms):  # type:
 
 
 @compiled(*[_INT64S_1] * 4, _INT64S_2, *[_INT64S_1] * 2, *[int64] * 2, _INT64S_1, int64[:, :, ::1])
-def _merge_rows(  # type: ignore[no-untyped-def]
-    key_T, tile_ms_T, tile_start_T, n_T, values_TK, group_T, start_W, fine, instant_ms, merge_K, merged_WGK
-):
+def _merge_rows(
+    key_T: Int64s,
+    tile_ms_T: Int64s,
+    tile_start_T: Int64s,
+    n_T: Int64s,
+    values_TK: Int64s,
+    group_T: Int64s,
+    start_W: Int64s,
+    fine: int,
+    instant_ms: int,
+    merge_K: Int64s,
+    merged_WGK: Int64s,
+) -> None:
     """Each row goes into the shortest window of its kind that it lies in, then each window into the next longer."""
     windows, groups, _ = merged_WGK.shape
     first_day = start_W[windows - 1] // MS_PER_DAY
@@ -228,7 +240,7 @@ def _merge_rows(  # type: ignore[no-untyped-def]
 
 
 @compiled(_INT64S_3, _INT64S_1, int64[:, ::1])
-def _merge_groups(merged_WGK, merge_K, total_WK):  # type: ignore[no-untyped-def]
+def _merge_groups(merged_WGK: Int64s, merge_K: Int64s, total_WK: Int64s) -> None:
     windows, groups, _ = merged_WGK.shape
     for w in range(windows):
         for group in range(groups):
@@ -236,9 +248,17 @@ def _merge_groups(merged_WGK, merge_K, total_WK):  # type: ignore[no-untyped-def
 
 
 @compiled(_INT64S_3, *[int64] * 2, *[_INT64S_1] * 4, given(float64, 1), float64[:, ::1])
-def _finalise(  # type: ignore[no-untyped-def]
-    merged_WGK, instant_ms, last_size, aggregate_F, window_F, first_F, second_F, default_F, out_GF
-):
+def _finalise(
+    merged_WGK: Int64s,
+    instant_ms: int,
+    last_size: int,
+    aggregate_F: Int64s,
+    window_F: Int64s,
+    first_F: Int64s,
+    second_F: Int64s,
+    default_F: Float64s,
+    out_GF: Float64s,
+) -> None:
     """`first_F` and `second_F` are the places of the columns that `features.tiles.feature_columns` names."""
     groups, features = out_GF.shape
     for group in range(groups):

@@ -5,12 +5,12 @@ cache is renewed when the function's own file changes, not when one does that it
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.types import Array, Type
 
-Function = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def given(dtype: Type, dimensions: int, *, contiguous: bool = False) -> Array:
@@ -26,11 +26,14 @@ def compiled(*arguments: Type, returns: Type = numba.void, any_order: bool = Fal
     same each time.
     """
     fastmath = {"reassoc", "contract"} if any_order else False
-    decorate: Callable[[Function], Function] = numba.njit(
-        returns(*arguments), cache=True, nogil=True, fastmath=fastmath
-    )
+
+    def decorate(function: Function) -> Function:
+        made = numba.njit(returns(*arguments), cache=True, nogil=True, fastmath=fastmath)(function)
+        return cast(Function, made)
+
     return decorate
 
 
-inlined: Callable[[Function], Function] = numba.njit(nogil=True)
-"""For what only compiled functions call."""
+def inlined(function: Function) -> Function:
+    """For what only compiled functions call."""
+    return cast(Function, numba.njit(nogil=True)(function))

@@ -18,6 +18,8 @@ from features.algebra import Float64s, Int64s
 from features.compiled import compiled, given, inlined
 from features.names import MS_PER_SECOND
 
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
 _VARINT, _I64, _LEN = 0, 1, 2
 """Wire types."""
 
@@ -39,7 +41,7 @@ _LENGTH_BYTES = 5
 """What the length of a vector takes at most."""
 
 
-def encode_results(values_GF: Float64s, is_integer_F: npt.NDArray[np.bool_], newest_event_ms_G: Int64s) -> bytes:
+def encode_results(values_GF: Float64s, is_integer_F: Bools, newest_event_ms_G: Int64s) -> bytes:
     """`repeated FeatureVector results`, one a feature, whose values are all present, with the time of each entity."""
     groups, features = values_GF.shape
     statuses = _encode_statuses(groups)
@@ -57,7 +59,7 @@ def _encode_statuses(count: int) -> bytes:
 
 
 @inlined
-def _put_varint(out_B, at, number, size):  # type: ignore[no-untyped-def]
+def _put_varint(out_B: Bytes, at: int, number: int, size: int) -> int:
     """The lowest `7 * size` bits as a varint of so many bytes; the place after it."""
     for place in range(size):
         out_B[at + place] = (number >> 7 * place) & 0x7F | (0x80 if place < size - 1 else 0)
@@ -65,7 +67,7 @@ def _put_varint(out_B, at, number, size):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _put_stamp(out_B, at, time_ms):  # type: ignore[no-untyped-def]
+def _put_stamp(out_B: Bytes, at: int, time_ms: int) -> int:
     seconds_bytes, nanos_bytes = 6, 5  # enough for any event time, and for the nanoseconds of a second
     out_B[at], out_B[at + 1] = _STAMPS, 2 + seconds_bytes + nanos_bytes
     out_B[at + 2] = _SECONDS
@@ -75,11 +77,11 @@ def _put_stamp(out_B, at, time_ms):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _put_value(out_B, at, value, is_integer):  # type: ignore[no-untyped-def]
+def _put_value(out_B: Bytes, at: int, value: float, is_integer: bool) -> int:
     out_B[at] = _VALUES
     if is_integer:
         out_B[at + 1], out_B[at + 2] = _INT64_BYTES - 2, _INT64
-        at = _put_varint(out_B, at + 3, np.int64(value), 10)
+        at = _put_varint(out_B, at + 3, int(value), 10)
         out_B[at - 1] &= 1  # the last group has one bit, of a negative value the sign
         return at
     out_B[at + 1], out_B[at + 2] = _FLOAT64_BYTES - 2, _FLOAT64
@@ -90,7 +92,9 @@ def _put_value(out_B, at, value, is_integer):  # type: ignore[no-untyped-def]
 
 
 @compiled(given(float64, 2), given(boolean, 1), given(int64, 1), given(uint8, 1), uint8[::1], returns=int64)
-def _write_results(values_GF, is_integer_F, newest_event_ms_G, status_B, out_B):  # type: ignore[no-untyped-def]
+def _write_results(
+    values_GF: Float64s, is_integer_F: Bools, newest_event_ms_G: Int64s, status_B: Bytes, out_B: Bytes
+) -> int:
     """Returns how many bytes of `out_B` were written."""
     groups, features = values_GF.shape
     at = 0

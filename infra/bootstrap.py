@@ -63,7 +63,7 @@ class Bootstrap:
         venvs = [name for name in ENVIRONMENTS if not self._is_current(*self._environment_stamp(name))]
         jars = [name for name in JARS if not self._is_current(*self._jars_stamp(name))]
         stale = {"stream", "flink"} & {*venvs, *jars} or not self._is_current(*self._functions_stamp())
-        loops = [] if "serve" not in venvs and self._is_current(*self._loops_stamp()) else [LOOPS]
+        loops = [] if self._is_current(*self._loops_stamp()) else [LOOPS]
         return venvs, jars, [*([FUNCTIONS] if stale else []), *self._pending_archives({*venvs, *jars}), *loops]
 
     def run(self) -> list[str]:

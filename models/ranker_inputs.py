@@ -243,7 +243,7 @@ def clean(values: npt.NDArray[Any]) -> Float32s:
 
 
 @inlined
-def _embedding_row(code, known):  # type: ignore[no-untyped-def]
+def _embedding_row(code: int, known: int) -> int:
     """One above the code, or `OOV` where training did not know it."""
     return code + 1 if 0 <= code < known else OOV
 
@@ -252,19 +252,19 @@ _INT32S, _INT64S = given(int32, 1), given(int64, 1)
 
 
 @compiled(_INT32S, *[_INT64S] * 3, *[_INT32S] * 3, _INT64S, int64, float32[:, ::1], int32[:, ::1])
-def _lay_items(  # type: ignore[no-untyped-def]
-    item_index_C,
-    instant_ms_C,
-    duration_ms_I,
-    published_at_ms_I,
-    category_I,
-    creator_I,
-    language_I,
-    known_E,
-    unknown,
-    static_CS,
-    row_EC,
-):
+def _lay_items(
+    item_index_C: Int32s,
+    instant_ms_C: Int64s,
+    duration_ms_I: Int64s,
+    published_at_ms_I: Int64s,
+    category_I: Int32s,
+    creator_I: Int32s,
+    language_I: Int32s,
+    known_E: Int64s,
+    unknown: int,
+    static_CS: Float32s,
+    row_EC: Int32s,
+) -> None:
     for c in range(len(item_index_C)):
         item = item_index_C[c]
         if item == unknown:
@@ -290,20 +290,20 @@ def _lay_items(  # type: ignore[no-untyped-def]
     int32[:, :, ::1],
     *[float32[:, ::1]] * 2,
 )
-def _lay_histories(  # type: ignore[no-untyped-def]
-    row_N,
-    item_index_N,
-    weight_N,
-    time_ms_N,
-    instant_ms_U,
-    category_I,
-    creator_I,
-    language_I,
-    known_E,
-    row_EUL,
-    weight_UL,
-    age_ms_UL,
-):
+def _lay_histories(
+    row_N: Int64s,
+    item_index_N: Int32s,
+    weight_N: Float32s,
+    time_ms_N: Int64s,
+    instant_ms_U: Int64s,
+    category_I: Int32s,
+    creator_I: Int32s,
+    language_I: Int32s,
+    known_E: Int64s,
+    row_EUL: Int32s,
+    weight_UL: Float32s,
+    age_ms_UL: Float32s,
+) -> None:
     """Rows ascend, so the slots of one row are counted from its first event."""
     users, length = weight_UL.shape
     first = 0

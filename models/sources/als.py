@@ -151,7 +151,9 @@ _ROWS, _FLOATS = given(float32, 2, contiguous=True), given(float32, 1, contiguou
 
 
 @compiled(_ROWS, *[_FLOATS] * 2, given(int32, 1), float32[:, ::1], any_order=True)
-def _affinity(item_factors_ID, length_I, user_D, item_index_C, affinity_CA):  # type: ignore[no-untyped-def]
+def _affinity(
+    item_factors_ID: Float32s, length_I: Float32s, user_D: Float32s, item_index_C: Int32s, affinity_CA: Float32s
+) -> None:
     items, width = item_factors_ID.shape
     squared = float32(0)
     for d in range(width):
@@ -167,7 +169,7 @@ def _affinity(item_factors_ID, length_I, user_D, item_index_C, affinity_CA):  # 
 
 
 @compiled(_ROWS, _FLOATS, given(int32, 1), float32[:, ::1])
-def _unit_rows(item_factors_ID, length_I, item_index_C, unit_CD):  # type: ignore[no-untyped-def]
+def _unit_rows(item_factors_ID: Float32s, length_I: Float32s, item_index_C: Int32s, unit_CD: Float32s) -> None:
     items, width = item_factors_ID.shape
     for c in range(len(item_index_C)):
         item = item_index_C[c]

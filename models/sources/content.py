@@ -85,9 +85,15 @@ def _freshness(request: RetrievalRequest) -> Float32s:
 
 
 @compiled(*[given(int32, 1, contiguous=True)] * 3, *[given(float32, 1, contiguous=True)] * 3, float32[::1])
-def _similarity(  # type: ignore[no-untyped-def]
-    category_code_I, creator_code_I, language_code_I, category_K, creator_K, language_K, similarity_I
-):
+def _similarity(
+    category_code_I: Int32s,
+    creator_code_I: Int32s,
+    language_code_I: Int32s,
+    category_K: Float32s,
+    creator_K: Float32s,
+    language_K: Float32s,
+    similarity_I: Float32s,
+) -> None:
     for i in range(len(similarity_I)):
         # Unsigned, since for a number below 0 the compiler would have to count from the end.
         category, creator = np.uint32(category_code_I[i]), np.uint32(creator_code_I[i])

@@ -8,7 +8,7 @@ from numba import float32, float64, int64
 
 from features.compiled import compiled, given
 from serving.rerank.config import RerankConfig
-from serving.rerank.contenders import Float64s, Int64s, Likeness
+from serving.rerank.contenders import Float32s, Float64s, Int64s, Likeness
 
 
 def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) -> Int64s:
@@ -52,17 +52,17 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
     returns=int64,
     any_order=True,
 )
-def _choose(  # type: ignore[no-untyped-def]
-    value_C,
-    category_C,
-    creator_C,
-    factors_CD,
-    category_penalty,
-    creator_penalty,
-    similarity_penalty,
-    spread_window,
-    chosen_S,
-):
+def _choose(
+    value_C: Float64s,
+    category_C: Int64s,
+    creator_C: Int64s,
+    factors_CD: Float32s,
+    category_penalty: float,
+    creator_penalty: float,
+    similarity_penalty: float,
+    spread_window: int,
+    chosen_S: Int64s,
+) -> int:
     """Fills the positions one by one; returns how many, which are fewer where only -inf is left."""
     candidates, width = factors_CD.shape
     if not len(chosen_S):
