@@ -95,7 +95,8 @@ class Towers(nn.Module):
     def forward(self, mixed_TND: Tensor) -> Tensor:
         """Logits `[N, T]`."""
         tower_TNR = torch.relu(torch.matmul(mixed_TND, self.tower_in) + self.tower_bias[:, None, :])
-        return (tower_TNR * self.tower_out[:, None, :]).sum(dim=2).transpose(0, 1) + self.bias
+        logit_TN: Tensor = torch.matmul(tower_TNR, self.tower_out[:, :, None]).squeeze(2)
+        return logit_TN.transpose(0, 1) + self.bias
 
     def start_at(self, label_NT: Tensor) -> None:
         """Sets the bias so that an untrained network predicts each task's mean label (NaN: undefined)."""

@@ -164,8 +164,9 @@ def _matches(inputs: Mapping[str, Tensor]) -> Tensor:
     decayed_ULK = weight_UL[:, :, None] * torch.stack(decay, dim=2)
     code_CM = torch.stack([inputs[f"{name}_C"] for name in MATCHED], dim=1)
     history_UML = torch.stack([inputs[f"history_{name}_UL"] for name in MATCHED], dim=1)
-    code_UNM1 = code_CM.reshape(users, -1, len(MATCHED), 1)
-    same_UNML = (code_UNM1 == history_UML[:, None]) & (code_UNM1 > 0)
+    # What the vocabulary lacks is like nothing, and is told apart here, where there are fewer codes to look at.
+    known_UML = torch.where(history_UML > 0, history_UML, -1)
+    same_UNML = code_CM.reshape(users, -1, len(MATCHED), 1) == known_UML[:, None]
     total_URK = torch.matmul(same_UNML.float().reshape(users, -1, slots), decayed_ULK)
     return torch.log1p(total_URK).reshape(-1, len(MATCHED) * len(MATCH_HALF_LIVES_MS))
 
