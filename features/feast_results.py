@@ -1,7 +1,7 @@
-"""Finalised windows as the results of Feast's response, in protobuf's wire format.
+"""Finalised windows as the results of Feast's response, in protobuf's wire format (`features.protobuf_wire`).
 
-https://protobuf.dev/programming-guides/encoding/. G messages of one value each take ten times as long to make one by
-one as to parse from what is written here. Shapes: G entities, F features, B bytes.
+G messages of one value each take ten times as long to make one by one as to parse from what is written here.
+Shapes: G entities, F features, B bytes.
 """
 
 from functools import lru_cache
@@ -10,31 +10,23 @@ import numpy as np
 import numpy.typing as npt
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from numba import boolean, float64, int64, uint8
 
 from features.algebra import Float64s, Int64s
 from features.compiled import compiled, given, inlined
 from features.names import MS_PER_SECOND
+from features.protobuf_wire import FIXED64, LENGTH, VARINT, tag
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
-_VARINT, _I64, _LEN = 0, 1, 2
-"""Wire types."""
 
-
-def _tag(message: type[Message], field: str, wire_type: int) -> int:
-    """A field's number and wire type: below 128 for all that are written here, and never changed by who keeps them."""
-    number: int = message.DESCRIPTOR.fields_by_name[field].number
-    return number << 3 | wire_type
-
-
-_RESULTS = _tag(GetOnlineFeaturesResponse, "results", _LEN)
-_VALUES = _tag(GetOnlineFeaturesResponse.FeatureVector, "values", _LEN)
-_STAMPS = _tag(GetOnlineFeaturesResponse.FeatureVector, "event_timestamps", _LEN)
-_INT64, _FLOAT64 = _tag(ValueProto, "int64_val", _VARINT), _tag(ValueProto, "double_val", _I64)
-_SECONDS, _NANOS = _tag(Timestamp, "seconds", _VARINT), _tag(Timestamp, "nanos", _VARINT)
+# Field numbers, never changed by who keeps the messages.
+_RESULTS = tag(GetOnlineFeaturesResponse, "results", LENGTH)
+_VALUES = tag(GetOnlineFeaturesResponse.FeatureVector, "values", LENGTH)
+_STAMPS = tag(GetOnlineFeaturesResponse.FeatureVector, "event_timestamps", LENGTH)
+_INT64, _FLOAT64 = tag(ValueProto, "int64_val", VARINT), tag(ValueProto, "double_val", FIXED64)
+_SECONDS, _NANOS = tag(Timestamp, "seconds", VARINT), tag(Timestamp, "nanos", VARINT)
 _INT64_BYTES, _FLOAT64_BYTES, _STAMP_BYTES = 13, 11, 15
 """What a value or a time takes with its tags, its varints written in so many bytes whatever their value."""
 _LENGTH_BYTES = 5

@@ -3,19 +3,17 @@
 C candidates, S positions of the slate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from features.slates import SlateItem
 from features.user_state import UserState
 from models.item_table import Int32s
 from models.ranker_inputs import CANDIDATE_FEATURES, USER_FEATURES
 from serving import ranking_pb2 as pb
+from serving import wire_items
 from serving.arms import Arm
 from serving.filters import Exclusions
 from serving.query import Query
@@ -54,32 +52,25 @@ class Answer:
     """Of the rules file in use when it was answered."""
 
     @cached_property
-    def items(self) -> tuple[SlateItem, ...]:
-        """What is returned, by position, as it is answered and logged."""
+    def encoded_items(self) -> bytes:
+        """What is returned, by position, as it is answered and logged: `items` of a slate on the wire."""
         table, row_S = self.view.item_table, self.rows.row_S
         index_S = self.item_index_C[row_S]
-        columns = zip(
-            index_S.tolist(),
-            finite(self.scored.score_C[row_S]),
-            self.rows.propensity_S.tolist(),
-            self.retrieved.source_ranks(index_S.tolist()),
-            self._probabilities(row_S),
-            table.category_code[index_S].tolist(),
-            table.creator_code[index_S].tolist(),
-            strict=True,
-        )
-        return tuple(
-            SlateItem(
-                item_id=table.item_ids[index],
-                position=position,
-                score=score,
-                propensity=propensity,
-                sources=tuple(ranks),
-                probabilities=probabilities,
-                category=table.categories[category],
-                creator_id=table.creators[creator],
+        probabilities = [p_C[row_S] for p_C in self.scored.probabilities.values()]
+        return wire_items.encode(
+            wire_items.ItemColumns(
+                item_index_S=index_S,
+                item_ids=[table.item_ids[index] for index in index_S.tolist()],
+                categories=[table.categories[code] for code in table.category_code[index_S].tolist()],
+                creators=[table.creators[code] for code in table.creator_code[index_S].tolist()],
+                score_S=finite(self.scored.score_C[row_S]),
+                propensity_S=self.rows.propensity_S,
+                heads=tuple(self.scored.probabilities),
+                probability_ST=np.stack(probabilities, axis=1)
+                if probabilities
+                else np.empty((len(row_S), 0), np.float32),
+                by_source={name: found.item_index for name, found in self.retrieved.by_source.items()},
             )
-            for position, (index, score, propensity, ranks, probabilities, category, creator) in enumerate(columns)
         )
 
     def item_id(self, row: int) -> str:
@@ -88,11 +79,12 @@ class Answer:
 
     def score(self, row: int) -> float:
         """The candidate's score as answered and logged: always finite."""
-        return finite(self.scored.score_C[row : row + 1])[0]
+        return float(finite(self.scored.score_C[row : row + 1])[0])
 
     def probabilities(self, row: int) -> dict[str, float]:
         """The candidate's finite predictions by head."""
-        return self._probabilities(np.array([row]))[0]
+        predicted = ((head, float(p_C[row])) for head, p_C in self.scored.probabilities.items())
+        return {head: p for head, p in predicted if np.isfinite(p)}
 
     def source_ranks(self, row: int) -> dict[str, int]:
         """The sources that proposed the candidate with its rank in each, best first."""
@@ -109,15 +101,6 @@ class Answer:
         if self.scored.inputs is None:
             return {}
         return dict(zip(USER_FEATURES, self.scored.inputs.user_UF[0].tolist(), strict=True))
-
-    def _probabilities(self, row_S: npt.NDArray[np.int64]) -> list[dict[str, float]]:
-        heads = list(self.scored.probabilities)
-        if not heads:
-            return [{} for _ in row_S]
-        p_ST = np.stack([p_C[row_S] for p_C in self.scored.probabilities.values()], axis=1)
-        if np.isfinite(p_ST).all():
-            return [dict(zip(heads, row, strict=True)) for row in p_ST.tolist()]
-        return [{head: p for head, p in zip(heads, row, strict=True) if np.isfinite(p)} for row in p_ST.tolist()]
 
 
 def to_proto(answer: Answer) -> pb.Slate:
@@ -141,33 +124,20 @@ def to_proto(answer: Answer) -> pb.Slate:
     for stage in STAGES:
         if stage in answer.progress.stage_ms:
             slate.stage_times.add(stage=stage, ms=answer.progress.stage_ms[stage])
-    explained = _explanations(answer) if answer.query.explain else {}
-    for item in answer.items:
-        slate.items.add(explanation=explained.get(item.position), **item_fields(item))
+    slate.MergeFromString(answer.encoded_items)
+    if answer.query.explain:
+        for item, explanation in zip(slate.items, _explanations(answer), strict=True):
+            item.explanation.CopyFrom(explanation)
     return slate
 
 
-def item_fields(item: SlateItem) -> dict[str, Any]:
-    """The returned item as the fields of `RankedItem`, without its explanation."""
-    return {
-        "item_id": item.item_id,
-        "score": item.score,
-        "head_probabilities": item.probabilities,
-        "sources": item.sources,
-        "position": item.position,
-        "propensity": item.propensity,
-        "category": item.category,
-        "creator_id": item.creator_id,
-    }
-
-
-def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
+def _explanations(answer: Answer) -> Iterator[pb.Explanation]:
+    """Of each position."""
     ranked = by_score(answer.scored.score_C, len(answer.scored.score_C)).row_S
     rank_of = {int(row): rank for rank, row in enumerate(ranked)}
     user = answer.user_features()
-    out = {}
     for position, row in enumerate(answer.rows.row_S.tolist()):
-        out[position] = pb.Explanation(
+        yield pb.Explanation(
             rank_by_score=rank_of[row],
             contributions=contributions(answer.probabilities(row), answer.arm.value_weights),
             features={**user, **answer.features(row)},
@@ -175,7 +145,6 @@ def _explanations(answer: Answer) -> dict[int, pb.Explanation]:
             source_ranks=answer.source_ranks(row),
             moves=[proto_move(move) for move in answer.rows.moves if move.row == row],
         )
-    return out
 
 
 def proto_move(move: Move) -> pb.RerankMove:

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import grpc
 import numpy as np
 
-from features.slates import SlateRecord
+from features.slates import SlateItem, SlateRecord
 from models.bundle import Bundle, BundleError, loaded
 from serving import ranking_pb2 as pb
-from serving.answer import contributions, item_fields, proto_move
+from serving.answer import contributions, proto_move
 from serving.call_error import CallError
 from serving.past_request import PastRequest, PastRequestError, past_request
 from serving.request_log import RequestLogError, RequestLogReader
@@ -157,8 +158,22 @@ def explained_slate(past: PastRequest) -> pb.Slate:
             source_ranks=ranks,
             moves=[proto_move(move) for move in moves if move.row == row],
         )
-        slate.items.add(explanation=explanation, **item_fields(item))
+        slate.items.add(explanation=explanation, **_item_fields(item))
     return slate
+
+
+def _item_fields(item: SlateItem) -> dict[str, Any]:
+    """The returned item as the fields of `RankedItem`, without its explanation."""
+    return {
+        "item_id": item.item_id,
+        "score": item.score,
+        "head_probabilities": item.probabilities,
+        "sources": item.sources,
+        "position": item.position,
+        "propensity": item.propensity,
+        "category": item.category,
+        "creator_id": item.creator_id,
+    }
 
 
 def proto_trace(found: Trace) -> pb.ItemTrace:

@@ -57,13 +57,14 @@ def draft_of(answer: Answer, *, full_features: bool = False) -> SlateDraft:
         snapshot_instant_ms=answer.view.snapshot_instant_ms,
         newest_event_ms=answer.newest_event_ms,
         user_features=answer.user_features(),
-        items=answer.items[:MAX_LOGGED],
+        items=(),
         candidates=(),
         evidence=_evidence(answer, read_N, full_features=full, excluded_since=excluded_since),
         spec_version=SPEC_VERSION,
     )
     return SlateDraft(
         record=record,
+        items=answer.encoded_items,
         arrays=arrays,
         item_index_C=item_index_C,
         cut=cut,

@@ -20,7 +20,7 @@ distinct proposed items, P sources.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,11 +29,13 @@ import numpy.typing as npt
 import orjson
 
 from features.packed import PackedArray, pack
-from features.slates import SlateCandidate, SlateEvidence, SlateRecord
-from models.item_table import Bools, Int32s
+from features.slates import SlateCandidate, SlateEvidence, SlateItem, SlateRecord
+from serving import ranking_pb2 as pb
 from serving.sunk_scores import finite
 
 Arrays = dict[str, npt.NDArray[Any]]
+Int32s = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 
 _WIDE = ("score_C", "click_C", "clicks_C", "impressions_C")
 """Arrays of double precision that mostly lose nothing as single."""
@@ -44,7 +46,9 @@ class SlateDraft:
     """An answer as plain data, which another process can make the record of; `serving.slate_draft` makes it."""
 
     record: SlateRecord
-    """All but its candidates and, of its evidence, `unscored`, `sources` and `arrays`."""
+    """All but its items, its candidates and, of its evidence, `unscored`, `sources` and `arrays`."""
+    items: bytes
+    """The returned items as they were answered (`serving.wire_items`), of which those of `row_S` are logged."""
     arrays: Arrays
     """Those of the evidence but for `source_item_N`; numbers as wide as they are in memory."""
     item_index_C: Int32s
@@ -73,6 +77,7 @@ def to_record(draft: SlateDraft) -> SlateRecord:
     }
     return replace(
         draft.record,
+        items=_items(draft.items, len(draft.arrays["row_S"]), evidence.settings["heads"]),
         candidates=_candidates(draft),
         evidence=replace(
             evidence,
@@ -103,6 +108,22 @@ def _decoded(item_ids_N: npt.NDArray[np.bytes_]) -> list[str]:
     return [item_id.decode() for item_id in item_ids_N.tolist()]
 
 
+def _items(encoded: bytes, count: int, heads: Sequence[str]) -> tuple[SlateItem, ...]:
+    return tuple(
+        SlateItem(
+            item_id=item.item_id,
+            position=item.position,
+            score=item.score,
+            propensity=item.propensity,
+            sources=tuple(item.sources),
+            probabilities={head: item.head_probabilities[head] for head in heads if head in item.head_probabilities},
+            category=item.category,
+            creator_id=item.creator_id,
+        )
+        for item in pb.Slate.FromString(encoded).items[:count]
+    )
+
+
 def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
     """The scored candidates with who proposed each. Few sets of sources occur, so each is named once."""
     bits_M = draft.from_source_MP @ (1 << np.arange(len(draft.source_names_P)))
@@ -115,7 +136,7 @@ def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
     found = [of_index[index] for index in draft.item_index_C.tolist()]
     return tuple(
         SlateCandidate(item_id=item_id, score=score, sources=names[bits])
-        for (item_id, bits), score in zip(found, finite(draft.arrays["score_C"]), strict=True)
+        for (item_id, bits), score in zip(found, finite(draft.arrays["score_C"]).tolist(), strict=True)
     )
 
 

@@ -7,7 +7,6 @@ SUNK_SCORE = -1e6
 """What an answer and its record say for a score that was not finite."""
 
 
-def finite(score_C: npt.NDArray[np.float64]) -> list[float]:
+def finite(score_C: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Scores as they are answered and logged."""
-    scores: list[float] = np.where(np.isfinite(score_C), score_C, SUNK_SCORE).tolist()
-    return scores
+    return np.where(np.isfinite(score_C), score_C, SUNK_SCORE)
