@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.items import Item
+from models.id_slots import IdSlots
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -80,19 +81,8 @@ class ItemTable:
         return np.fromiter(map(self.index.get, item_ids, repeat(UNKNOWN)), np.int32, len(item_ids))
 
     def mask_of(self, item_ids: Collection[str]) -> Bools:
-        """Marks these items `[I]`; ids that the table lacks mark nothing.
-
-        A third of the time that `indices` takes for a thousand of 50,000 ids, since no string is looked at but for its
-        64-bit hash: with a chance of 1 in 10^11 for so many, an unknown id marks an item.
-        """
-        mask_I = np.zeros(len(self), np.bool_)
-        if not len(self):
-            return mask_I
-        hash_N, _ = _hashed(item_ids)  # ascending, since neighbours in the search meet in the caches
-        ascending_I, order_I = self._hashes
-        at_N = np.minimum(np.searchsorted(ascending_I, hash_N), len(self) - 1)
-        mask_I[order_I[at_N[ascending_I[at_N] == hash_N]]] = True
-        return mask_I
+        """Marks these items `[I]`; ids that the table lacks mark nothing, but for what `models.id_slots` says."""
+        return self._slots.mask_of(item_ids)
 
     @cached_property
     def encoded_ids_I(self) -> npt.NDArray[np.bytes_]:  # noqa: N802 - shape suffix
@@ -100,9 +90,8 @@ class ItemTable:
         return _encoded(self.item_ids)
 
     @cached_property
-    def _hashes(self) -> tuple[Int64s, Int64s]:
-        """The hashes of the ids, ascending, and the item of each."""
-        return _hashed(self.item_ids)
+    def _slots(self) -> IdSlots:
+        return IdSlots.of(self.item_ids)
 
     def with_items(self, items: Iterable[Item]) -> "ItemTable":
         """A table in which each item replaces the row of its id or is appended; a later item wins.
@@ -136,12 +125,9 @@ class ItemTable:
             **columns,
         )
         known = {"index": index, "category_index": categories, "creator_index": creators, "language_index": languages}
-        (ascending_I, order_I), (new_N, new_order_N) = self._hashes, _hashed(new_ids)
-        at_N = np.searchsorted(ascending_I, new_N)
-        hashes = np.insert(ascending_I, at_N, new_N), np.insert(order_I, at_N, len(self) + new_order_N)
         encoded_ids_I = np.concatenate([self.encoded_ids_I, _encoded(new_ids)])
         # The cached properties, which would be made anew.
-        table.__dict__.update(known, _hashes=hashes, encoded_ids_I=encoded_ids_I)
+        table.__dict__.update(known, _slots=self._slots.with_ids(table.item_ids), encoded_ids_I=encoded_ids_I)
         return table
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -166,13 +152,6 @@ class ItemTable:
 
 _TEXTS = ("item_ids", "categories", "creators", "languages")
 _COLUMNS = ("category_code", "creator_code", "language_code", "duration_ms", "published_at_ms", "available")
-
-
-def _hashed(item_ids: Collection[str]) -> tuple[Int64s, Int64s]:
-    """The ids' hashes, ascending, and whose each is."""
-    hash_N = np.fromiter(map(hash, item_ids), np.int64, len(item_ids))
-    order_N = np.argsort(hash_N)
-    return hash_N[order_N], order_N
 
 
 def _encoded(item_ids: Iterable[str]) -> npt.NDArray[np.bytes_]:

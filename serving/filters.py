@@ -1,6 +1,6 @@
 """Which items may not be returned to this user, and why. I items of the live table."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,7 +86,9 @@ def exclusions(
     `more` are masks of other reasons, None where one drops nothing. An event of the future counts as seen.
     """
     since_ms = state.instant_ms - seen_window_ms
-    seen = [item_id for item_id, seen_ms in state.seen.items() if seen_ms > since_ms]
+    seen: Collection[str] = state.seen
+    if min(state.seen.values(), default=since_ms) <= since_ms:
+        seen = [item_id for item_id, seen_ms in state.seen.items() if seen_ms > since_ms]
     masks: dict[str, Bools | None] = {
         "unavailable": ~table.available,
         SEEN: marked(table, seen),
@@ -141,9 +143,9 @@ def _coded(code_I: Int32s, index: Mapping[str, int], names: Iterable[str]) -> Bo
     return marked_I
 
 
-def marked(table: ItemTable, item_ids: Iterable[str]) -> Bools | None:
+def marked(table: ItemTable, item_ids: Collection[str]) -> Bools | None:
     """These items; None where the table knows none of them."""
-    marked_I = table.mask_of(list(item_ids))
+    marked_I = table.mask_of(item_ids)
     return marked_I if marked_I.any() else None
 
 

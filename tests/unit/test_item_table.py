@@ -29,7 +29,7 @@ def test_new_items_are_appended_and_known_ones_replaced_in_place() -> None:
 
 def test_a_mask_marks_what_is_named_however_the_table_has_grown() -> None:
     table, rng = train_item_table([]), np.random.default_rng(3)
-    for size in (0, 1, 40, 300):
+    for size in (0, 1, 40, 5, 0, 300):
         table = table.with_items([item(f"i{rng.integers(10**6)}") for _ in range(size)])
         for grown in (table, ItemTable.from_arrays(table.to_arrays())):
             named = [*rng.permutation(list(grown.item_ids))[: len(grown) // 3].tolist(), "nobody", "i"]
