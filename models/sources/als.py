@@ -14,6 +14,7 @@ from numba import float32, int32
 from features.compiled import compiled, given
 from models.sources import hnsw
 from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, padded, top
+from models.sources.inner_product import RoundedFactors
 from models.sources.kept import Kept
 
 
@@ -100,9 +101,8 @@ class AlsSource:
         return np.ascontiguousarray(self.item_factors_ID)
 
     @cached_property
-    def _factors_DI(self) -> Float32s:  # noqa: N802 - shape suffix
-        """The factors in the order in which a user's scores are summed up fastest: 0.25 ms, 0.6 the other way."""
-        return np.ascontiguousarray(self.item_factors_ID.T)
+    def _rounded(self) -> RoundedFactors:
+        return RoundedFactors.of(self.item_factors_ID)
 
     @cached_property
     def _index(self) -> Any:
@@ -121,8 +121,7 @@ class AlsSource:
             found = self._approximate(request, user_D, count)
             if len(found) == count:
                 return found
-        score_I = padded(user_D @ self._factors_DI, len(request.item_table), -np.inf)
-        return top(score_I, request.allowed_I, count)
+        return self._rounded.best(user_D, request.allowed_I[: len(self.item_factors_ID)], count)
 
     def _approximate(self, request: RetrievalRequest, user_D: Float32s, count: int) -> Candidates:
         item_C = hnsw.search(self._index, user_D, 2 * count)
