@@ -12,7 +12,7 @@ from numba import float32, int32
 
 from features.compiled import compiled, given
 from features.names import MS_PER_DAY
-from models.sources.base import EMPTY, Arrays, Bools, Candidates, Float32s, Int32s, RetrievalRequest, top
+from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, top
 from models.sources.kept import Kept
 from models.sources.recency import recency_weight
 
@@ -38,13 +38,11 @@ class ContentSource:
         """Items of the categories, creators and language that the history leans to; none without history."""
         if not request.history_index_L.size:
             return EMPTY
-        score_I = self.scores(request)
-        similar_I: Bools = score_I > 0
-        fresh_I = self._fresh_I.of((request.minute_ms, request.item_table), lambda: _freshness(request))
-        return top(score_I * fresh_I, request.allowed_I & similar_I, count)
+        return top(self.scores(request), request.allowed_I, count)
 
     def scores(self, request: RetrievalRequest) -> Float32s:
-        """Content similarity `[I]` of every item to the history, before freshness."""
+        """Content similarity `[I]` of every item to the history, times its freshness; -inf for one unlike it."""
+        fresh_I = self._fresh_I.of((request.minute_ms, request.item_table), lambda: _freshness(request))
         table, seed_L = request.item_table, request.history_index_L
         weight_L = request.history_weight_L * recency_weight(request.history_age_ms_L)
         weight_L = weight_L / max(float(weight_L.sum()), 1e-9)
@@ -53,17 +51,18 @@ class ContentSource:
         category_K[:known] = self.affinity_KK @ category_K[:known]
         creator_K = _preference(table.creator_code, seed_L, weight_L, len(table.creators))
         language_K = _preference(table.language_code, seed_L, weight_L, len(table.languages))
-        similarity_I = np.empty(len(table), np.float32)
-        _similarity(
+        score_I = np.empty(len(table), np.float32)
+        _score(
             table.category_code,
             table.creator_code,
             table.language_code,
             category_K,
             np.float32(CREATOR_SHARE) * creator_K,
             1 + np.float32(LANGUAGE_SHARE) * language_K,
-            similarity_I,
+            fresh_I,
+            score_I,
         )
-        return similarity_I
+        return score_I
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The category affinities."""
@@ -84,17 +83,19 @@ def _freshness(request: RetrievalRequest) -> Float32s:
     return (1 + FRESH_SHARE * np.exp2(-age_ms_I / FRESH_HALF_LIFE_MS)).astype(np.float32)
 
 
-@compiled(*[given(int32, 1, contiguous=True)] * 3, *[given(float32, 1, contiguous=True)] * 3, float32[::1])
-def _similarity(
+@compiled(*[given(int32, 1, contiguous=True)] * 3, *[given(float32, 1, contiguous=True)] * 4, float32[::1])
+def _score(
     category_code_I: Int32s,
     creator_code_I: Int32s,
     language_code_I: Int32s,
     category_K: Float32s,
     creator_K: Float32s,
     language_K: Float32s,
-    similarity_I: Float32s,
+    fresh_I: Float32s,
+    score_I: Float32s,
 ) -> None:
-    for i in range(len(similarity_I)):
+    for i in range(len(score_I)):
         # Unsigned, since for a number below 0 the compiler would have to count from the end.
         category, creator = np.uint32(category_code_I[i]), np.uint32(creator_code_I[i])
-        similarity_I[i] = (category_K[category] + creator_K[creator]) * language_K[np.uint32(language_code_I[i])]
+        similarity = (category_K[category] + creator_K[creator]) * language_K[np.uint32(language_code_I[i])]
+        score_I[i] = similarity * fresh_I[i] if similarity > 0 else -np.inf

@@ -54,7 +54,7 @@ def merge(by_source: Mapping[str, Candidates], quotas: Mapping[str, int] | None 
     score_C = np.bincount(inverse_N, weights=1 / (RANK_OFFSET + rank_N + 1), minlength=len(item_C))
     from_source_CP = np.zeros((len(item_C), len(names)), np.bool_)
     from_source_CP[inverse_N, source_N] = True
-    order = np.lexsort((item_C, -score_C))
+    order = np.argsort(-score_C, kind="stable")  # the items ascend
     return Merged(
         item_index_C=item_C[order],
         score_C=score_C[order].astype(np.float32),
