@@ -6,7 +6,7 @@ C candidates, D width of the ALS factors, K categories or creators, S positions 
 import numpy as np
 from numba import float32, float64, int64
 
-from features.compiled import compiled, given
+from features.compiled import compiled, given, inlined
 from serving.rerank.config import RerankConfig
 from serving.rerank.contenders import Float32s, Float64s, Int64s, Likeness
 
@@ -22,9 +22,11 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
     factors_CD = likeness.factors_CD
     if factors_CD is None or not config.similarity_penalty:
         factors_CD = np.zeros((len(value_C), 0), np.float32)
+    order_C = np.argsort(-value_C, kind="stable")
     chosen_S = np.empty(min(len(value_C), config.spread_positions), np.int64)
     filled = _choose(
         value_C,
+        order_C,
         likeness.category_C,
         likeness.creator_C,
         np.ascontiguousarray(factors_CD),
@@ -35,15 +37,31 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
         chosen_S,
     )
     chosen = chosen_S[:filled]
-    rest_C = np.ones(len(value_C), np.bool_)
-    rest_C[chosen] = False
-    rest = np.flatnonzero(rest_C)
-    return np.concatenate([chosen, rest[np.argsort(-value_C[rest], kind="stable")]])
+    left_C = np.ones(len(value_C), np.bool_)
+    left_C[chosen] = False
+    return np.concatenate([chosen, order_C[left_C[order_C]]])
+
+
+@inlined
+def _count(
+    row: int,
+    sign: int,
+    category_C: Int64s,
+    creator_C: Int64s,
+    factors_D: Float32s,
+    category_K: Int64s,
+    creator_K: Int64s,
+    window_D: Float32s,
+) -> None:
+    """An item enters the window, or leaves it."""
+    category_K[category_C[row]] += sign
+    creator_K[creator_C[row]] += sign
+    window_D += sign * factors_D
 
 
 @compiled(
     given(float64, 1),
-    *[given(int64, 1)] * 2,
+    *[given(int64, 1)] * 3,
     given(float32, 2, contiguous=True),
     *[float64] * 2,
     float32,
@@ -54,6 +72,7 @@ def spread_order(value_C: Float64s, likeness: Likeness, config: RerankConfig) ->
 )
 def _choose(
     value_C: Float64s,
+    order_C: Int64s,
     category_C: Int64s,
     creator_C: Int64s,
     factors_CD: Float32s,
@@ -63,31 +82,43 @@ def _choose(
     spread_window: int,
     chosen_S: Int64s,
 ) -> int:
-    """Fills the positions one by one; returns how many, which are fewer where only -inf is left."""
+    """Fills the positions one by one; returns how many, which are fewer where only -inf is left.
+
+    Candidates are looked at from the greatest value on, and only while one might still be the best: penalties are never
+    below 0, and likeness to the window, of factors of length 1, never below minus the window's length.
+    """
     candidates, width = factors_CD.shape
     if not len(chosen_S):
         return 0
-    left_C = value_C.copy()
+    is_left_C = np.ones(candidates, np.bool_)
     # How often each is in the window: counted, so that nothing drifts.
     category_K, creator_K = np.zeros(category_C.max() + 1, np.int64), np.zeros(creator_C.max() + 1, np.int64)
     window_D = np.zeros(width, np.float32)
+    first = 0
     for position in range(len(chosen_S)):
         best, best_value = -1, -np.inf
-        for c in range(candidates):
+        gain = 1.01 * similarity_penalty * min(position, spread_window)
+        for place in range(first, candidates):
+            c = order_C[place]
+            if value_C[c] + gain < best_value:
+                break
+            if not is_left_C[c]:
+                first += place == first
+                continue
             likeness = float32(0)
             for d in range(width):
                 likeness += factors_CD[c, d] * window_D[d]
             shares = category_penalty * category_K[category_C[c]] + creator_penalty * creator_K[creator_C[c]]
-            value = left_C[c] - (shares + likeness)
-            if value > best_value:
+            value = value_C[c] - (shares + likeness)
+            if value > best_value or (value == best_value and c < best):
                 best, best_value = c, value
         if best < 0:
             return position
-        left_C[best], chosen_S[position] = -np.inf, best
-        for step in range(2 if position >= spread_window else 1):  # one enters the window, then one leaves it
-            row, sign = (best, 1) if step == 0 else (chosen_S[position - spread_window], -1)
-            category_K[category_C[row]] += sign
-            creator_K[creator_C[row]] += sign
-            for d in range(width):
-                window_D[d] += sign * similarity_penalty * factors_CD[row, d]
+        is_left_C[best], chosen_S[position] = False, best
+        _count(best, 1, category_C, creator_C, similarity_penalty * factors_CD[best], category_K, creator_K, window_D)
+        if position >= spread_window:
+            row = chosen_S[position - spread_window]
+            _count(
+                row, -1, category_C, creator_C, similarity_penalty * factors_CD[row], category_K, creator_K, window_D
+            )
     return len(chosen_S)
