@@ -1,5 +1,6 @@
 """The gRPC servicer: checks requests, admits them or sheds them, and has the pipeline answer them in time."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -49,12 +50,16 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         explainer: Explainer | None = None,
         feedback: Feedback | None = None,
         admitted: Callable[[Query], Query] = lambda query: query,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
-        """`admitted` takes the user out of a query who must not be known (`serving.door`)."""
+        """`admitted` takes the user out of a query who must not be known (`serving.door`); `after` is called in the
+        event loop once an answer is on its way.
+        """
         self._pipeline = pipeline
         self._view = view
         self._metrics = metrics
         self._admitted = admitted
+        self._after = after
         self._explainer = explainer
         self._feedback = feedback
         self._admission = Admission(admission, perf_counter)
@@ -146,6 +151,7 @@ class RankingServicer(ranking_pb2_grpc.RankingServiceServicer):
         if outcome.progress is not progress:
             self._metrics.guard.last_resort.inc()
         seen.progress, seen.slate = outcome.progress, outcome.result
+        asyncio.get_running_loop().call_soon(self._after)  # in its next turn, when gRPC has the answer
         return seen.slate
 
     async def _aside(self, context: grpc.aio.ServicerContext, work: Callable[[float], Awaitable[Answered]]) -> Answered:

@@ -1,14 +1,14 @@
 """Served slates on their way to the scribe, which logs them (`serving.scribe`): queued in the request, sent by a
-thread.
+thread once the answer is on its way.
 """
 
 import logging
 import socket
 import zlib
+from collections import deque
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty, Full, Queue
 from threading import Event, Thread
 from time import perf_counter
 
@@ -42,7 +42,8 @@ class SlateLog:
         self._full_share = full_share
         self._lost = [metrics.slates.labels("dropped")] if kafka else []
         self._lost += [metrics.logged_requests.labels("dropped")] if requests else []
-        self._queue: Queue[Answer] = Queue(MAX_QUEUED)
+        self._queue: deque[Answer] = deque()
+        self._due = Event()
         self._scribe: Connection | None = None
         self._unwritten = 0
         """Sent, and not yet known to be written."""
@@ -58,37 +59,44 @@ class SlateLog:
         return not self._down
 
     def submit(self, answer: Answer) -> str | None:
-        """Queues the answer. Returns why it may not arrive, as a clause, or None when all is well."""
-        try:
-            self._queue.put_nowait(answer)
-        except Full:
+        """Queues the answer, for `go_on`. Returns why it may not arrive, as a clause, or None when all is well."""
+        if len(self._queue) >= MAX_QUEUED:
             self._count_lost(1)
             return "the slate was not logged: too many wait to be sent"
+        self._queue.append(answer)
         return "the slate waits to be logged: Kafka does not answer" if self._down else None
+
+    def go_on(self) -> None:
+        """Has what is queued sent now; without it that takes up to `POLL_S`. To be called once an answer is on its way:
+        before, the thread would hold Python's lock while the answer is written.
+        """
+        self._due.set()
 
     def close(self) -> None:
         """Waits at most `CLOSE_S` for the scribe to write what is queued."""
         self._stop.set()
+        self._due.set()
         self._thread.join(timeout=CLOSE_S)
-        if unsent := self._queue.qsize() + self._unwritten:
+        if unsent := len(self._queue) + self._unwritten:
             self._count_lost(unsent)
             _log.warning("%d slates were not written before the end", unsent)
 
     def _run(self) -> None:
         while not self._ended():
-            try:
-                answer = self._queue.get(timeout=POLL_S)
-            except Empty:
-                self._hear(POLL_S if self._stop.is_set() else 0)
-                continue
-            self._send(answer)
+            if not self._queue:
+                self._due.wait(POLL_S)
+                self._due.clear()
+            if self._queue:
+                self._send(self._queue.popleft())
+            elif self._stop.is_set():
+                self._hear(POLL_S)
             if perf_counter() - self._heard_s >= HEAR_EVERY_S:
                 self._hear(0)
         if self._scribe is not None:
             self._scribe.close()
 
     def _ended(self) -> bool:
-        return self._stop.is_set() and self._queue.empty() and not self._unwritten
+        return self._stop.is_set() and not self._queue and not self._unwritten
 
     def _send(self, answer: Answer) -> None:
         try:

@@ -130,6 +130,7 @@ class Worker:
             explainer=None if requests is None else self._explainer(requests),
             feedback=None if kafka is None else self._feedback(kafka, clock_ms),
             admitted=self._door.admitted,
+            after=(lambda: None) if self._slates is None else self._slates.go_on,
         )
         self._gauges = Gauges(
             metrics=self._metrics,

@@ -121,7 +121,7 @@ def test_what_a_scribe_took_with_it_is_counted_and_the_next_goes_on(address: Pat
     dying.start()
     for answer in answers[:3]:
         log.submit(answer)
-        wait_for(lambda: log._queue.empty(), "the slate to be sent")
+        wait_for(lambda: not log._queue, "the slate to be sent")
     dying.join(5)
     wait_for(lambda: _lost(metrics)[0] >= 1, "the loss")
     with scribe(address, second):
@@ -198,7 +198,7 @@ def test_a_scribe_that_is_told_to_end_writes_what_it_was_sent(address: Path, ans
         writer.may_write.clear()
         for answer in answers[1:4]:
             log.submit(answer)
-        wait_for(lambda: log._queue.empty(), "the slates to be sent")
+        wait_for(lambda: not log._queue, "the slates to be sent")
         stop.set()
         writer.may_write.set()
         wait_for(lambda: writer.closed == 1, "its end")
