@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from features.events import ID_PATTERN, EventType
+from features.id_hashes import TimesById
 from features.user_state import SEEN_MAX, Interaction
 
 DECISIONS_MAX = 1_000
@@ -127,7 +128,14 @@ def latest_seen(interactions: Iterable[Interaction]) -> dict[tuple[str, str], in
     return latest
 
 
-def newest_seen(seen: dict[str, int]) -> dict[str, int]:
+def latest(seen: Mapping[str, int]) -> int:
+    """The latest of the event times; 0 for none."""
+    if isinstance(seen, TimesById):
+        return int(seen.time_ms_N.max(initial=0))
+    return max(seen.values(), default=0)
+
+
+def newest_seen(seen: Mapping[str, int]) -> Mapping[str, int]:
     """At most `SEEN_MAX` items, by (event time, item_id)."""
     if len(seen) <= SEEN_MAX:
         return seen

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.id_hashes import Uint64s, hashes_of
 from features.items import Item
 from models.id_slots import IdSlots
 
@@ -81,8 +82,12 @@ class ItemTable:
         return np.fromiter(map(self.index.get, item_ids, repeat(UNKNOWN)), np.int32, len(item_ids))
 
     def mask_of(self, item_ids: Collection[str]) -> Bools:
-        """Marks these items `[I]`; ids that the table lacks mark nothing, but for what `models.id_slots` says."""
-        return self._slots.mask_of(item_ids)
+        """Marks these items `[I]`; ids that the table lacks mark nothing."""
+        return self.mask_of_hashes(hashes_of(item_ids))
+
+    def mask_of_hashes(self, hash_N: Uint64s) -> Bools:
+        """Marks the items whose ids have these hashes `[I]`."""
+        return self._slots.mask_of(hash_N)
 
     @cached_property
     def encoded_ids_I(self) -> npt.NDArray[np.bytes_]:  # noqa: N802 - shape suffix

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from features.id_hashes import TimesById
 from features.names import MS_PER_DAY
 from features.user_state import UserState
 from models.item_table import ItemTable
@@ -85,13 +86,9 @@ def exclusions(
 
     `more` are masks of other reasons, None where one drops nothing. An event of the future counts as seen.
     """
-    since_ms = state.instant_ms - seen_window_ms
-    seen: Collection[str] = state.seen
-    if min(state.seen.values(), default=since_ms) <= since_ms:
-        seen = [item_id for item_id, seen_ms in state.seen.items() if seen_ms > since_ms]
     masks: dict[str, Bools | None] = {
         "unavailable": ~table.available,
-        SEEN: marked(table, seen),
+        SEEN: seen_since(table, state.seen, state.instant_ms - seen_window_ms),
         "hidden": marked(table, state.hidden),
         "blocked": either(marked(table, rules.block_item_ids), in_categories(table, rules.block_categories)),
         **_wanted(table, rules, state.instant_ms),
@@ -143,9 +140,19 @@ def _coded(code_I: Int32s, index: Mapping[str, int], names: Iterable[str]) -> Bo
     return marked_I
 
 
+def seen_since(table: ItemTable, seen: Mapping[str, int], since_ms: int) -> Bools | None:
+    """The items seen after the instant; None for none. What a store has read, needs no look at a single id."""
+    if not isinstance(seen, TimesById):
+        return marked(table, [item_id for item_id, seen_ms in seen.items() if seen_ms > since_ms])
+    return _some(table.mask_of_hashes(seen.hash_N[seen.time_ms_N > since_ms]))
+
+
 def marked(table: ItemTable, item_ids: Collection[str]) -> Bools | None:
     """These items; None where the table knows none of them."""
-    marked_I = table.mask_of(item_ids)
+    return _some(table.mask_of(item_ids))
+
+
+def _some(marked_I: Bools) -> Bools | None:
     return marked_I if marked_I.any() else None
 
 

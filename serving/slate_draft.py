@@ -15,8 +15,9 @@ from features import specs
 from features.items import Item
 from features.slates import SlateEvidence, SlateRecord
 from models.history import HISTORY_EVENTS
-from models.item_table import UNKNOWN, Int32s, ItemTable
+from models.item_table import UNKNOWN, Bools, Int32s, ItemTable
 from models.ranker_inputs import CANDIDATE_FEATURES
+from models.sources.kept import Kept
 from serving.answer import Answer
 from serving.query import Query
 from serving.slate_record import Arrays, SlateDraft
@@ -217,17 +218,24 @@ def _exclusions(answer: Answer) -> tuple[Arrays, dict[str, dict[str, Any]]]:
     return bits, since
 
 
+_CHANGED: Kept[Bools] = Kept()
+
+
 def _changed_since(table: ItemTable, bundled: ItemTable, index_N: Int32s) -> Iterable[Item]:
     """The rows of some items that the bundle's table does not hold, or holds otherwise."""
     if table is bundled:
         return []
-    index_N = np.unique(index_N)
-    old_N = index_N[index_N < len(bundled)]
-    changed_N = np.zeros(len(old_N), np.bool_)
+    is_changed_I = _CHANGED.of((table, bundled), lambda: _changed(table, bundled))
+    return [_item(table, index) for index in np.unique(index_N[is_changed_I[index_N]]).tolist()]
+
+
+def _changed(table: ItemTable, bundled: ItemTable) -> Bools:
+    is_changed_I = np.ones(len(table), np.bool_)
+    old = is_changed_I[: len(bundled)]
+    old[:] = False
     for name in ("category_code", "creator_code", "language_code", "duration_ms", "published_at_ms"):
-        changed_N |= getattr(table, name)[old_N] != getattr(bundled, name)[old_N]
-    wanted = np.concatenate([old_N[changed_N], index_N[index_N >= len(bundled)]])
-    return [_item(table, index) for index in wanted.tolist()]
+        old |= getattr(table, name)[: len(bundled)] != getattr(bundled, name)
+    return is_changed_I
 
 
 def _item(table: ItemTable, index: int) -> Item:

@@ -62,6 +62,22 @@ class SlateDraft:
     by_source: Mapping[str, Int32s]
     """The items that each source proposed, best first."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With the arrays one after the other: pickled one by one, they take half of the time of all."""
+        shapes = [(name, array.dtype.str, array.shape) for name, array in self.arrays.items()]
+        return {**vars(self), "arrays": (shapes, b"".join([array.tobytes() for array in self.arrays.values()]))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, arrays=_apart(*state["arrays"]))
+
+
+def _apart(shapes: Sequence[tuple[str, str, tuple[int, ...]]], joined: bytes) -> Arrays:
+    arrays, start = {}, 0
+    for name, dtype, shape in shapes:
+        arrays[name] = np.frombuffer(joined, dtype, math.prod(shape), start).reshape(shape)
+        start += arrays[name].nbytes
+    return arrays
+
 
 def to_record(draft: SlateDraft) -> SlateRecord:
     """The answer as it is logged."""

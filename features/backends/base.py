@@ -15,7 +15,7 @@ import numpy as np
 from features import specs
 from features.algebra import Finaliser, Float64s, Int64s, TileRows
 from features.erasure import digest_of, user_of_document
-from features.keyed_sets import Decision, DecisionKind, decode_history, newest_seen, standing
+from features.keyed_sets import Decision, DecisionKind, decode_history, latest, newest_seen, standing
 from features.ledger import LedgerRow
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tile_rows import KeyedTiles, PackedTiles, TileBatch, TileRow, family_named, keyed_tiles, unpacked
@@ -50,7 +50,7 @@ class UserRows:
     tiles: Sequence[PackedTiles]
     history: str
     """The newest entries of `features.keyed_sets.encode_interaction`, newest first, joined by commas."""
-    seen: dict[str, int]
+    seen: Mapping[str, int]
     decisions: Sequence[Decision]
 
 
@@ -174,7 +174,7 @@ class Backend(ABC):
         features_GF = self._user.finalise(with_total_WGK, instant_ms)
         history = decode_history(user_id, stored.history)
         seen = newest_seen(stored.seen)
-        newest_ms = _reflected_by_both(int(tiles.max_event_time_T.max(initial=0)), max(seen.values(), default=0))
+        newest_ms = _reflected_by_both(int(tiles.max_event_time_T.max(initial=0)), latest(seen))
         return UserState(
             user_id=user_id,
             instant_ms=instant_ms,

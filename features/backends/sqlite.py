@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import orjson
-
 from features.backends.base import Backend, Document, Offsets, StoreUnavailableError, UserRows
 from features.erasure import digest_of, user_document_key, user_of_document
+from features.id_hashes import TimesById
 from features.keyed_sets import (
     DECISIONS_MAX,
     Decision,
@@ -285,7 +284,7 @@ class SqliteBackend(Backend):
             return UserRows(
                 tiles=[PackedTiles((*key, *row[:-1]), row[-1]) for row in execute(self._sql_tiles, key)],
                 history=execute(self._sql_history, key).fetchone()[0] or "",
-                seen=orjson.loads(execute(self._sql_seen, key).fetchone()[0]),
+                seen=TimesById(execute(self._sql_seen, key).fetchone()[0]),
                 decisions=[
                     Decision(DecisionKind(kind), target, time_ms, event_id, bool(stands))
                     for kind, target, time_ms, event_id, stands in execute(self._sql_decisions, key)
