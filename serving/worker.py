@@ -88,15 +88,7 @@ class Worker:
         )
         self._users.open_ahead()
         self._door = Door(self._open_store)
-        self._slates = None
-        if config.logs_slates:
-            self._slates = SlateLog(
-                config.scribe_address,
-                self._metrics.slate_log,
-                kafka=kafka is not None,
-                requests=requests is not None,
-                full_share=config.full_features_share,
-            )
+        self._slates = self._slate_log() if config.logs_slates else None
         self._follower = Follower(
             live=self._live,
             snapshots=SnapshotReader(config.snapshot_dir, perf_counter),
@@ -219,6 +211,15 @@ class Worker:
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+    def _slate_log(self) -> SlateLog:
+        return SlateLog(
+            self._config.scribe_address,
+            self._metrics.slate_log,
+            kafka=self._config.bootstrap_servers is not None,
+            requests=self._config.request_log is not None,
+            full_share=self._config.full_features_share,
+        )
 
     def _explainer(self, request_log: Path) -> Explainer:
         return Explainer(RequestLogReader(request_log), lambda: self._live.view, self._config.bundles)
