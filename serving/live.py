@@ -1,11 +1,15 @@
 """The one place where bundles, catalogue and item features meet: each change publishes another immutable view."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
+import numpy as np
+
 from models.bundle import Bundle
 from models.item_table import ItemTable
+from models.sources.base import RetrievalRequest
 from serving.catalogue import Catalogue
 from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.item_snapshot import SnapshotFeatures
@@ -113,4 +117,27 @@ class Live:
                 if bundle_id != champion_id
             }
             champion = self._champion.view(self._snapshot, notes)
+            for view in (champion, *beside.values()):
+                _work_out_what_is_shared(view)
             self.view = replace(champion, experiments=self._experiments, beside=beside)
+
+
+def _work_out_what_is_shared(view: LiveView) -> None:
+    """Has the sources make what they keep for all requests of the view, such as the order of what is trending, so that
+    the first of those requests need not wait for it.
+    """
+    none = np.empty(0, np.int64)
+    nobody = RetrievalRequest(
+        instant_ms=view.snapshot_instant_ms,
+        item_table=view.item_table,
+        history_index_L=none.astype(np.int32),
+        history_weight_L=none.astype(np.float32),
+        history_age_ms_L=none,
+        excluded_I=np.zeros(len(view.item_table), np.bool_),
+        rng=np.random.default_rng(0),
+        trending_score_I=view.trending_score_I,
+        impressions_I=view.impressions_I,
+    )
+    for source in view.bundle.sources.values():
+        with suppress(Exception):  # a source that fails is told of, and done without, where it is asked in earnest
+            source.candidates(nobody, 1)

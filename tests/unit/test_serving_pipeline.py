@@ -330,3 +330,21 @@ def test_scoring_that_would_end_late_is_cut_or_left_out(view: LiveView) -> None:
     assert _ids(named) == list(asked), "Rank drops nothing: the order is the caller's"
     plenty = pipeline.recommend(view, _query(), _progress(10.0))
     assert not plenty.progress.degraded
+
+
+def test_what_requests_of_a_view_share_is_made_before_the_first_of_them(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Live(ItemSnapshot().finalise_all(NOW_MS))
+    live.switch(replace(bundle, sources={"als": Failing(), **bundle.sources}))  # one that fails holds nothing up
+    live.apply_snapshot(ItemSnapshot().finalise_all(NOW_MS + 1_000))
+
+    def too_late(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("models.sources.trending.best_first", too_late)
+    monkeypatch.setattr("models.sources.exploration.ExplorationSource.weights", too_late)
+    assert live.view is not None and live.view.snapshot_instant_ms == NOW_MS + 1_000
+    answer = _recommend(live.view)
+    assert not [note for note in answer.progress.degraded if "als" not in note.reason]
+    assert answer.retrieved.by_source["exploration"].item_index.size
