@@ -56,7 +56,10 @@ class Answer:
         """What is returned, by position, as it is answered and logged: `items` of a slate on the wire."""
         table, row_S = self.view.item_table, self.rows.row_S
         index_S = self.item_index_C[row_S]
-        probabilities = [p_C[row_S] for p_C in self.scored.probabilities.values()]
+        predicted = self.scored.probabilities
+        probability_ST = np.empty((len(row_S), len(predicted)), np.float32)
+        for t, p_C in enumerate(predicted.values()):
+            probability_ST[:, t] = p_C[row_S]
         return wire_items.encode(
             wire_items.ItemColumns(
                 item_index_S=index_S,
@@ -65,10 +68,8 @@ class Answer:
                 creators=[table.creators[code] for code in table.creator_code[index_S].tolist()],
                 score_S=finite(self.scored.score_C[row_S]),
                 propensity_S=self.rows.propensity_S,
-                heads=tuple(self.scored.probabilities),
-                probability_ST=np.stack(probabilities, axis=1)
-                if probabilities
-                else np.empty((len(row_S), 0), np.float32),
+                heads=tuple(predicted),
+                probability_ST=probability_ST,
                 by_source={name: found.item_index for name, found in self.retrieved.by_source.items()},
             )
         )

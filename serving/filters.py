@@ -141,7 +141,7 @@ def _coded(code_I: Int32s, index: Mapping[str, int], names: Iterable[str]) -> Bo
 
 
 def seen_since(table: ItemTable, seen: Mapping[str, int], since_ms: int) -> Bools | None:
-    """The items seen after the instant; None for none. What a store has read, needs no look at a single id."""
+    """The items seen after the instant; None for none."""
     if not isinstance(seen, TimesById):
         return marked(table, [item_id for item_id, seen_ms in seen.items() if seen_ms > since_ms])
     return _some(table.mask_of_hashes(seen.hash_N[seen.time_ms_N > since_ms]))

@@ -232,8 +232,8 @@ class Worker:
 
 
 def _keep_what_is_there() -> None:
-    """Has the garbage collector forget all objects so far, of which it would look at each in a full collection, for
-    tenths of a second, and look for cycles seldom: requests leave none.
+    """Has the garbage collector forget all objects so far, each of which it would look at in a full collection (70 ms),
+    and look for cycles seldom: requests leave none.
     """
     gc.collect()
     gc.freeze()

@@ -44,6 +44,11 @@ class RoundedFactors:
         """The `count` allowed items of the largest inner product, best first; ties go to the lower index. None
         for a user whose factors are not finite.
         """
+        if user_D.shape != self.factors_ID.shape[1:] or allowed_I.shape != self.step_I.shape:
+            raise ValueError(
+                f"{self.factors_ID.shape} factors: got {user_D.shape} of the user, {allowed_I.shape} allowed or not; "
+                "needed: one a column, one a row."
+            )
         off = float(_OFF * np.abs(user_D).sum())
         if count <= 0 or not np.isfinite(off):
             return EMPTY

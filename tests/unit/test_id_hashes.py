@@ -30,7 +30,9 @@ def test_a_hash_is_fnv_1a_of_the_ids_bytes() -> None:
     assert not len(hashes_of([]))
 
 
-@pytest.mark.parametrize("times", [{}, {"a": 0}, {"a:b/c=1": 1_764_000_000_000, "9": 7, "vidéo": 10**17}])
+@pytest.mark.parametrize(
+    "times", [{}, {"a": 0}, {"a:b/c=1": 1_764_000_000_000, "9": 7, "vidéo": 10**17}, {'a"b': 5, "\\": 6, "c": 7}]
+)
 def test_a_stores_json_says_the_same_with_and_without_its_ids(times: dict[str, int]) -> None:
     read = TimesById(json.dumps(times, separators=(",", ":"), ensure_ascii=False))
     assert read == times and len(read) == len(times) and list(read) == list(times)

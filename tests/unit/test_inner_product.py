@@ -44,3 +44,13 @@ def test_no_items_and_no_factors() -> None:
     assert not len(
         RoundedFactors.of(np.empty((0, 4), np.float32)).best(np.ones(4, np.float32), np.ones(0, np.bool_), 5)
     )
+
+
+def test_factors_and_marks_of_another_shape_are_refused() -> None:
+    rounded = RoundedFactors.of(np.ones((3, 2), np.float32))
+    for user_D, allowed_I in (
+        (np.ones(3, np.float32), np.ones(3, np.bool_)),
+        (np.ones(2, np.float32), np.ones(2, np.bool_)),
+    ):
+        with pytest.raises(ValueError, match="one a column, one a row"):
+            rounded.best(user_D, allowed_I, 1)
