@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from threading import Event, Thread
 
+from serving import priority
 from serving.live import Live
 from serving.snapshot_files import SnapshotReader
 from serving.topic_tail import TopicTail
@@ -80,6 +81,7 @@ class Follower:
         self._live.note(_FEATURES, self._why_behind())
 
     def _run(self) -> None:
+        priority.lower(priority.LOW)
         while not self._stop.is_set():
             try:
                 self.step()

@@ -4,7 +4,6 @@ C candidates.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from queue import Empty, Full, Queue
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from models.history import user_history
 from models.item_table import UNKNOWN
+from serving import priority
 from serving.answer import Answer
 from serving.metrics import Metrics
 from serving.score import score
@@ -29,8 +29,6 @@ MAX_QUEUED = 8
 QUIET_WITHIN_S = 0.1
 """How long an answer waits for a moment without requests; then the service is too busy for it."""
 LOOK_EVERY_S = 0.002
-NICENESS = 19
-"""The kernel's lowest priority, for the one thread."""
 
 
 class ShadowScorer:
@@ -68,7 +66,7 @@ class ShadowScorer:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        priority.lower(priority.LOWEST)
         while not self._stop.is_set():
             try:
                 answer, challenger = self._queue.get(timeout=0.1)
