@@ -89,7 +89,7 @@ class Answer:
 
     def source_ranks(self, row: int) -> dict[str, int]:
         """The sources that proposed the candidate with its rank in each, best first."""
-        return self.retrieved.source_ranks([int(self.item_index_C[row])])[0]
+        return self.retrieved.source_ranks(int(self.item_index_C[row]))
 
     def features(self, row: int) -> dict[str, float]:
         """The windowed features of the candidate as the ranker read them; empty without the ranker."""

@@ -331,9 +331,8 @@ def _item(item: pb.RankedItem) -> RankedItem:
     fields["item_id"] = item.item_id
     fields["score"] = item.score
     predicted = item.head_probabilities
-    fields["head_probabilities"] = {
-        head: predicted[head] for head in predicted
-    }  # a dict made of it takes twice as long
+    # A dict made of the map at once takes twice as long.
+    fields["head_probabilities"] = {head: predicted[head] for head in predicted}
     fields["sources"] = tuple(item.sources)
     fields["position"] = item.position
     fields["propensity"] = item.propensity

@@ -149,7 +149,7 @@ def explained_slate(past: PastRequest) -> pb.Slate:
     for item, row, explored in zip(
         record.items, past.served.row_S.tolist(), past.served.explored_S.tolist(), strict=True
     ):
-        ranks = past.retrieved.source_ranks([int(past.item_index_C[row])])[0]
+        ranks = past.retrieved.source_ranks(int(past.item_index_C[row]))
         explanation = pb.Explanation(
             rank_by_score=rank_of[row],
             contributions=contributions(item.probabilities, past.arm.value_weights),

@@ -1,7 +1,7 @@
 """Candidates of the bundle's sources, merged with provenance. I items of the live table, C candidates."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -29,15 +29,14 @@ class Retrieved:
     merged: Merged
     by_source: Mapping[str, Candidates]
 
-    def source_ranks(self, item_index: Iterable[int]) -> list[dict[str, int]]:
-        """Of each of these items the sources that proposed it with its rank in each, best rank first."""
-        wanted = list(item_index)
-        ranks: dict[int, list[tuple[int, str]]] = {each: [] for each in wanted}
+    def source_ranks(self, item_index: int) -> dict[str, int]:
+        """The sources that proposed the item with its rank in each, best rank first."""
+        ranks: dict[str, int] = {}
         for name, found in self.by_source.items():
-            for rank, each in enumerate(found.item_index.tolist()):
-                if each in ranks:
-                    ranks[each].append((rank, name))
-        return [{name: rank for rank, name in sorted(ranks[each], key=itemgetter(0))} for each in wanted]
+            at = np.flatnonzero(found.item_index == item_index)
+            if at.size:
+                ranks[name] = int(at[0])
+        return dict(sorted(ranks.items(), key=itemgetter(1)))
 
     def with_pinned(self, item_index: Sequence[int]) -> "Retrieved":
         """The same with pinned items among the candidates."""

@@ -37,7 +37,7 @@ class Trace:
 def trace(past: PastRequest, item_id: str, may_search: Callable[[], bool] = lambda: True) -> Trace:
     """Follows the item through the stages. A needed score is searched for while `may_search` allows."""
     row_of = {candidate["item_id"]: row for row, candidate in enumerate(past.record.candidates)}
-    ranks = past.retrieved.source_ranks([past.view.item_table.index.get(item_id, -1)])[0]
+    ranks = past.retrieved.source_ranks(past.view.item_table.index.get(item_id, -1))
     if (row := row_of.get(item_id)) is not None:
         return _scored(past, item_id, row, ranks, may_search)
     if reasons := excluded_for(past, item_id):
