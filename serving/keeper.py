@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from features.backends import open_backend
 from features.repo import store_location
+from serving import priority
 from serving.logs import log_as_json
 from serving.options import parse_arguments
 from serving.processes import end_with_parent, stop_on_signal
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Keeps the snapshot until SIGTERM or SIGINT; returns the process's exit status."""
     config = parse_arguments(arguments)
     end_with_parent(config.parent)
+    priority.lower(priority.BELOW_WORKERS)
     log_as_json(config.log_level)
     stop = stop_on_signal()
     upkeep = Upkeep(

@@ -3,10 +3,14 @@
 import os
 import threading
 
-LOWEST, LOW = 19, 10
-"""Nice values: of a thread that may be kept waiting for as long as others run, and of one that gets a tenth then."""
+LOWEST, LOW, BELOW_WORKERS = 19, 10, 5
+"""Nice values: of a thread that may be kept waiting for as long as others run, of one that gets a tenth of what a
+worker gets then, and of one that gets a third."""
 
 
 def lower(niceness: int) -> None:
-    """Lowers the priority of this thread; it cannot be raised again."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    """Lowers the priority of this thread, and of those that it starts from now on, to that value unless it is lower
+    already; it cannot be raised again.
+    """
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -17,6 +17,7 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry
 
+from serving import priority
 from serving.logs import log_as_json
 from serving.options import ServerConfig, parse_arguments
 from serving.processes import end_with_parent, stop_on_signal
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes until SIGTERM or SIGINT; returns the process's exit status."""
     config = parse_arguments(arguments)
     end_with_parent(config.parent)
+    priority.lower(priority.BELOW_WORKERS)
     log_as_json(config.log_level)
     stop = stop_on_signal()
     writer = slate_writer(config, clock_ms=lambda: time.time_ns() // 1_000_000)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from features.names import Topics
+from serving import priority
 from serving.client import RankingClient, RankingError
 from serving.processes import StartError, reserve_port
 from serving.request_log import RequestLogReader
@@ -67,6 +68,14 @@ def test_each_worker_stays_on_a_core_of_its_own(service: Service) -> None:
     wait_for(lambda: of_workers() == wanted, "both workers, the second of which may still be starting")
     for other in _pids(service, "keeper") | _pids(service, "scribe"):
         assert psutil.Process(other).cpu_affinity() == cores
+
+
+def test_keeper_and_scribes_give_way_to_workers(service: Service) -> None:
+    own = psutil.Process().nice()
+    assert {psutil.Process(pid).nice() for pid in _pids(service, "worker")} == {own}
+    for role in ("keeper", "scribe"):
+        niceness = {psutil.Process(pid).nice() for pid in _pids(service, role)}
+        assert niceness == {max(own, priority.BELOW_WORKERS)}, role
 
 
 def test_the_workers_share_the_port_and_one_address_has_their_metrics(service: Service) -> None:

@@ -19,4 +19,6 @@ def test_a_thread_gives_way_and_the_others_do_not() -> None:
         assert one.submit(_niceness).result() == max(before, priority.LOW)
         one.submit(priority.lower, priority.LOWEST).result()
         assert one.submit(_niceness).result() == priority.LOWEST
+        one.submit(priority.lower, priority.BELOW_WORKERS).result()
+        assert one.submit(_niceness).result() == priority.LOWEST, "it is never raised"
         assert other.submit(_niceness).result() == _niceness() == before
