@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
+from isal import isal_zlib
 
 from features.packed import PackedArray, pack
 from features.slates import SlateCandidate, SlateEvidence, SlateItem, SlateRecord
@@ -99,7 +100,7 @@ def to_record(draft: SlateDraft) -> SlateRecord:
             evidence,
             unscored=tuple(_decoded(draft.item_ids_M[unscored_M])),
             sources={name: len(found) for name, found in proposed.items()},
-            arrays=pack({name: packed(array) for name, array in arrays.items()}),
+            arrays=pack({name: packed(array) for name, array in arrays.items()}, isal_zlib.compress),
         ),
     )
 
