@@ -52,6 +52,11 @@ class EventType(StrEnum):
     UNHIDE = "unhide"
 
 
+EVENT_TYPES: tuple[EventType, ...] = tuple(EventType)
+"""The order of event type codes."""
+TYPE_CODE: dict[EventType, int] = {event_type: code for code, event_type in enumerate(EVENT_TYPES)}
+
+
 class FieldKind(StrEnum):
     """How a field's text is read."""
 

@@ -7,14 +7,17 @@ N ids, B bytes of their texts.
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from numba import int64, uint8, uint64
+from numba import int8, int64, uint8, uint64
 
 from features.compiled import compiled, given, inlined
+from features.events import EVENT_TYPES
 
+Int8s = npt.NDArray[np.int8]
 Int64s = npt.NDArray[np.int64]
 Uint64s = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
@@ -59,6 +62,30 @@ class TimesById(Mapping[str, int]):
         return len(self.hash_N)
 
 
+class EventColumns(NamedTuple):
+    """What weighs a user's events: N of them, newest first."""
+
+    item_hash_N: Uint64s
+    type_code_N: Int8s
+    """Into `features.events.EVENT_TYPES`."""
+    time_ms_N: Int64s
+
+
+def event_columns(joined: str) -> EventColumns | None:
+    """Of a store's history entries (`features.keyed_sets.encode_interaction`) joined by commas; None where they are
+    not spelt as usual, with an id that JSON has to escape or a space.
+    """
+    if "\\" in joined:
+        return None
+    most = joined.count('"') // _QUOTES
+    columns = EventColumns(np.empty(most, np.uint64), np.empty(most, np.int8), np.empty(most, np.int64))
+    read = _parse_events(np.frombuffer(joined.encode(), np.uint8), hashes_of(EVENT_TYPES), *columns)
+    return columns if read == most == joined.count("[") == joined.count("]") else None
+
+
+_STRINGS = 5
+"""Of an entry: event, type, item, category and creator; a time stands between the second and the third."""
+_QUOTES = 2 * _STRINGS
 _QUOTE, _ZERO, _NINE = ord('"'), ord("0"), ord("9")
 _BASIS, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
@@ -100,3 +127,39 @@ def _parse(text_B: Bytes, hash_N: Uint64s, time_ms_N: Int64s) -> int:
         time_ms_N[found] = time_ms
         found += 1
     return found
+
+
+@compiled(given(uint8, 1, contiguous=True), given(uint64, 1), uint64[::1], int8[::1], int64[::1], returns=int64)
+def _parse_events(
+    text_B: Bytes, type_hash_T: Uint64s, item_hash_N: Uint64s, type_code_N: Int8s, time_ms_N: Int64s
+) -> int:
+    """Returns how many entries were read: fewer than there is room for where one is of another kind."""
+    n, string, b = 0, 0, 0
+    while b < len(text_B) and n < len(item_hash_N):
+        if text_B[b] != _QUOTE:
+            b += 1
+            continue
+        start = b + 1
+        b = start
+        while b < len(text_B) and text_B[b] != _QUOTE:
+            b += 1
+        end = b
+        b += 1
+        if string == 1:
+            type_hash, code = _hash_one(text_B, start, end), 0
+            while code < len(type_hash_T) and type_hash_T[code] != type_hash:
+                code += 1
+            b += 1
+            digits, time_ms = b, 0
+            while b < len(text_B) and _ZERO <= text_B[b] <= _NINE:
+                time_ms = 10 * time_ms + text_B[b] - _ZERO
+                b += 1
+            if code == len(type_hash_T) or b == digits:
+                return n
+            type_code_N[n], time_ms_N[n] = code, time_ms
+        elif string == 2:
+            item_hash_N[n] = _hash_one(text_B, start, end)
+        string += 1
+        if string == _STRINGS:
+            n, string = n + 1, 0
+    return n

@@ -14,15 +14,17 @@ value of its own arrives.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
+import numpy as np
 import orjson
 
-from features.events import ID_PATTERN, EventType
-from features.id_hashes import TimesById
+from features.events import ID_PATTERN, TYPE_CODE, EventType
+from features.id_hashes import EventColumns, TimesById, event_columns, hashes_of
 from features.user_state import SEEN_MAX, Interaction
 
 DECISIONS_MAX = 1_000
@@ -161,9 +163,48 @@ def encode_interaction(interaction: Interaction) -> str:
     )
 
 
-def decode_history(user_id: str, joined: str) -> tuple[Interaction, ...]:
-    """The history of entries joined by commas, newest first, of which there are at most `HISTORY_MAX`."""
-    return tuple([_made(user_id, *entry) for entry in orjson.loads(f"[{joined}]")])
+class StoredHistory(Sequence[Interaction]):
+    """A history as a store has it: entries of `encode_interaction` joined by commas, newest first, at most
+    `HISTORY_MAX`. What weighs the events is there at once, the interactions themselves are made when asked for.
+    """
+
+    def __init__(self, user_id: str, joined: str) -> None:
+        """Raises `ValueError` or `KeyError` for entries that are none."""
+        self._user_id = user_id
+        self._joined = joined
+        read = event_columns(joined)
+        self.columns = columns_of(self[:]) if read is None else read
+
+    @cached_property
+    def _entries(self) -> list[Any]:
+        entries: list[Any] = orjson.loads(f"[{self._joined}]")
+        return entries
+
+    @overload
+    def __getitem__(self, at: int) -> Interaction: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Interaction, ...]: ...
+    def __getitem__(self, at: int | slice) -> Interaction | tuple[Interaction, ...]:
+        if isinstance(at, slice):
+            return tuple([_made(self._user_id, *entry) for entry in self._entries[at]])
+        return _made(self._user_id, *self._entries[at])
+
+    def __len__(self) -> int:
+        return len(self.columns.time_ms_N)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self[:] == tuple(other)
+
+
+def columns_of(history: Sequence[Interaction]) -> EventColumns:
+    """What weighs the events of a history."""
+    if isinstance(history, StoredHistory):
+        return history.columns
+    return EventColumns(
+        item_hash_N=hashes_of([each.item_id for each in history]),
+        type_code_N=np.array([TYPE_CODE[each.event_type] for each in history], np.int8),
+        time_ms_N=np.array([each.event_time_ms for each in history], np.int64),
+    )
 
 
 def _made(

@@ -1,6 +1,6 @@
 """What the online store says of one user at one instant: the single read behind a request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ class UserState:
     """The user × category windowed features. A category not listed has `empty_category_features_F`."""
     empty_category_features_F: npt.NDArray[np.float64]
     """The user × category features of a category without events."""
-    history: tuple[Interaction, ...]
+    history: Sequence[Interaction]
     """At most `HISTORY_MAX` interactions, newest first by (event_time_ms, event_id)."""
     seen: Mapping[str, int]
     """At most `SEEN_MAX` item ids, each with the event time of its latest event."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.events import EventType
+from features.events import TYPE_CODE, EventType
 from features.names import MS_PER_DAY, MS_PER_HOUR
-from models.history import TYPE_CODE, Histories, collapse
+from models.history import Histories, collapse
 from models.item_table import UNKNOWN, ItemTable
 from models.lake import EventLog
 from models.metrics import hit_rate, ndcg, recall, reciprocal_rank

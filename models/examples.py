@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
+from features.events import EVENT_TYPES
 from features.names import LakeTables
 from features.specs import WINDOWED_FEATURES
-from models.history import EVENT_TYPES, HISTORY_EVENTS, Histories, UserHistory, collapse
+from models.history import HISTORY_EVENTS, Histories, UserHistory, collapse
 from models.item_table import ItemTable
 from models.lake import LakeError, index_in, read_table
 from models.ranker_inputs import (

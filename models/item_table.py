@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from features.id_hashes import Uint64s, hashes_of
 from features.items import Item
+from models import id_slots
 from models.id_slots import IdSlots
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-UNKNOWN = -1
+UNKNOWN = id_slots.UNKNOWN
 """The index of an id that the table does not hold."""
 
 
@@ -80,6 +81,10 @@ class ItemTable:
     def indices(self, item_ids: Sequence[str]) -> Int32s:
         """The index of each id, `UNKNOWN` where the table lacks it."""
         return np.fromiter(map(self.index.get, item_ids, repeat(UNKNOWN)), np.int32, len(item_ids))
+
+    def indices_of_hashes(self, hash_N: Uint64s) -> Int32s:
+        """The index of each item by its id's hash, `UNKNOWN` where the table lacks it."""
+        return self._slots.items_of(hash_N)
 
     def mask_of(self, item_ids: Collection[str]) -> Bools:
         """Marks these items `[I]`; ids that the table lacks mark nothing."""

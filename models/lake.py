@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from features.events import EVENT_TYPES
 from features.items import Item
 from features.names import LakeTables
 from features.quarantine import QuarantineError, refuse_held
-from models.history import EVENT_TYPES
 from models.item_table import UNKNOWN, ItemTable
 from models.refusal import RefusalError
 
@@ -37,7 +37,7 @@ class EventLog:
     item_N: Int32s
     """Index into the item table; `UNKNOWN` for items that the catalogue lacks."""
     type_N: Int8s
-    """Index into `models.history.EVENT_TYPES`."""
+    """Index into `features.events.EVENT_TYPES`."""
     time_ms_N: Int64s
 
     def __len__(self) -> int:

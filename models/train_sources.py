@@ -8,10 +8,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
+from features.events import EVENT_TYPES
 from features.interest import EVENT_WEIGHTS
 from features.names import MS_PER_DAY
 from models.als import AlsConfig, Factors, factorise
-from models.history import EVENT_TYPES, collapse
+from models.history import collapse
 from models.item_table import UNKNOWN, ItemTable
 from models.lake import EventLog
 from models.sources import Source, hnsw

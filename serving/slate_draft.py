@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from features import specs
+from features.events import EVENT_TYPES
 from features.items import Item
+from features.keyed_sets import columns_of
 from features.slates import SlateEvidence, SlateRecord
 from models.history import HISTORY_EVENTS
 from models.item_table import UNKNOWN, Bools, Int32s, ItemTable
@@ -87,9 +89,8 @@ def _logged_rows(answer: Answer) -> npt.NDArray[np.int64]:
 def _evidence(
     answer: Answer, read_N: Int32s, *, full_features: bool, excluded_since: dict[str, dict[str, Any]]
 ) -> SlateEvidence:
-    table, history = answer.view.item_table, answer.state.history[:HISTORY_EVENTS]
-    history_ids = [interaction.item_id for interaction in history]
-    history_H = table.indices(history_ids)
+    table, columns = answer.view.item_table, columns_of(answer.state.history)
+    history_H = table.indices_of_hashes(columns.item_hash_N[:HISTORY_EVENTS])
     read_N = np.concatenate([read_N, history_H[history_H != UNKNOWN]])
     return SlateEvidence(
         method=method_of(answer.query),
@@ -98,8 +99,8 @@ def _evidence(
         user={
             "instant_ms": answer.state.instant_ms,
             "categories": answer.state.categories,
-            "history_item_ids": history_ids,
-            "history_types": [str(interaction.event_type) for interaction in history],
+            "history_item_ids": [interaction.item_id for interaction in answer.state.history[:HISTORY_EVENTS]],
+            "history_types": [str(EVENT_TYPES[code]) for code in columns.type_code_N[:HISTORY_EVENTS].tolist()],
         },
         catalogue=tuple(asdict(item) for item in _changed_since(table, answer.view.bundle.item_table, read_N)),
         unscored=(),
@@ -190,11 +191,10 @@ def _rerank_arrays(answer: Answer) -> Arrays:
 
 def _state_arrays(answer: Answer) -> Arrays:
     state = answer.state
-    times = [interaction.event_time_ms for interaction in state.history[:HISTORY_EVENTS]]
     return {
         "user_F": state.features_F,
         "user_category_KF": state.category_features_KF,
-        "history_time_ms_H": np.array(times, np.int64),
+        "history_time_ms_H": columns_of(state.history).time_ms_N[:HISTORY_EVENTS],
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from features import specs
 from features.algebra import Finaliser, Float64s, Int64s, TileRows
 from features.erasure import digest_of, user_of_document
-from features.keyed_sets import Decision, DecisionKind, decode_history, latest, newest_seen, standing
+from features.keyed_sets import Decision, DecisionKind, StoredHistory, latest, newest_seen, standing
 from features.ledger import LedgerRow
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tile_rows import KeyedTiles, PackedTiles, TileBatch, TileRow, family_named, keyed_tiles, unpacked
@@ -172,7 +172,7 @@ class Backend(ABC):
         merged_WGK = self._user.merge(tiles.rows, tiles.rows.key_T, len(tiles.keys), instant_ms)
         with_total_WGK = np.concatenate([merged_WGK, self._user.regroup(merged_WGK)], axis=1)
         features_GF = self._user.finalise(with_total_WGK, instant_ms)
-        history = decode_history(user_id, stored.history)
+        history = StoredHistory(user_id, stored.history)
         seen = newest_seen(stored.seen)
         newest_ms = _reflected_by_both(int(tiles.max_event_time_T.max(initial=0)), latest(seen))
         return UserState(

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.events import EventType
+from features.events import TYPE_CODE, EventType
 from models.als import AlsConfig, AlsError
 from models.als.spark_factors import read_factors
-from models.history import TYPE_CODE, collapse
+from models.history import collapse
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from features.events import EventType
+from features.events import TYPE_CODE, EventType
 from models.affinity import affinity_of, cross_fitted, without_fold
 from models.als import AlsConfig
 from models.examples import Examples
-from models.history import TYPE_CODE, UserHistory
+from models.history import UserHistory
 from models.lake import EventLog
 from models.metrics import auc
 from models.sources.als import AlsSource

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from features.events import EventType
+from features.events import TYPE_CODE, EventType
 from features.interest import EVENT_WEIGHTS, MAX_ITEM_WEIGHT
 from features.items import Item
 from features.user_state import Interaction
-from models.history import HISTORY_EVENTS, TYPE_CODE, collapse, user_history
+from models.history import HISTORY_EVENTS, collapse, user_history
 from models.item_table import UNKNOWN, ItemTable, train_item_table
 
 

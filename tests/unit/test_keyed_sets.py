@@ -4,18 +4,21 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from features.events import FIELDS, EventType
+from features.id_hashes import hashes_of
 from features.keyed_sets import (
     DECISIONS_MAX,
     Decision,
     DecisionKind,
     InteractionError,
+    StoredHistory,
+    columns_of,
     decision_of,
-    decode_history,
     encode_interaction,
     in_history,
     latest_seen,
@@ -71,15 +74,46 @@ def test_the_stream_jobs_spelling_takes_the_short_way(monkeypatch: pytest.Monkey
 def test_ids_beyond_the_contract_are_read_and_kept() -> None:
     row = interaction(event_id='q"\\', item_id="\u00e9\n", category="")
     assert parse_interaction(wire(row)) == row
-    assert decode_history("u", encode_interaction(row)) == (row,)
+    assert StoredHistory("u", encode_interaction(row)) == (row,)
 
 
 @given(st.lists(INTERACTIONS, max_size=5))
 def test_history_entries_are_read_back_but_for_the_user(rows: list[Interaction]) -> None:
     entries = ",".join(encode_interaction(row) for row in rows)
     own = tuple(Interaction(**{**asdict(row), "user_id": "ada"}) for row in rows)
-    assert decode_history("ada", entries) == own
-    assert all(hash(got) == hash(expected) for got, expected in zip(decode_history("ada", entries), own, strict=True))
+    assert StoredHistory("ada", entries) == own
+    assert all(hash(got) == hash(expected) for got, expected in zip(StoredHistory("ada", entries), own, strict=True))
+
+
+@given(st.lists(INTERACTIONS, max_size=5))
+def test_what_weighs_events_is_the_same_of_entries_and_of_interactions(rows: list[Interaction]) -> None:
+    stored = StoredHistory("ada", ",".join(encode_interaction(row) for row in rows))
+    assert len(stored) == len(rows)
+    for got_N, expected_N in zip(stored.columns, columns_of(rows), strict=True):
+        assert got_N.dtype == expected_N.dtype
+        np.testing.assert_array_equal(got_N, expected_N)
+
+
+def test_entries_with_an_escaped_id_have_the_columns_of_their_interactions() -> None:
+    row = interaction(item_id='q"')
+    stored = StoredHistory("u", ",".join([encode_interaction(row), encode_interaction(interaction())]))
+    np.testing.assert_array_equal(stored.columns.item_hash_N, hashes_of(['q"', "i"]))
+
+
+@pytest.mark.parametrize(
+    ("entries", "error"),
+    [
+        ('["e","dance",5,"i","c","k",null,null]', KeyError),
+        ('["e","click","i","c","k",null,null]', TypeError),
+        ('["e","click",5,"i","c"]', TypeError),
+        ('["e","click",5,"i","c","k",null,null', ValueError),
+        ('["e","click",5,"i","c","k",null,null],["e"]', TypeError),
+        ("[]", TypeError),
+    ],
+)
+def test_entries_that_are_none_are_refused(entries: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        StoredHistory("u", entries)
 
 
 @pytest.mark.parametrize(

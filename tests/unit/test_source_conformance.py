@@ -7,10 +7,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from features.events import EVENT_TYPES
 from features.items import Item
 from features.names import MS_PER_DAY
 from models.als import AlsConfig
-from models.history import EVENT_TYPES, collapse
+from models.history import collapse
 from models.item_table import ItemTable
 from models.lake import EventLog
 from models.sources import SOURCE_TYPES, RetrievalRequest, Source
