@@ -7,7 +7,7 @@ and the graph broadcasts. Shapes: F windowed features, S statics, L history slot
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,13 @@ class RankerInputs:
         return replace(self, position_C=np.full_like(self.position_C, SERVING_POSITION))
 
 
+class Rows(NamedTuple):
+    """A matrix of features, and which of its rows each candidate has; -1 is the last one."""
+
+    values_XF: Floats
+    row_C: Int64s
+
+
 @dataclass(frozen=True, kw_only=True)
 class RankerLayout:
     """What a trained ranker expects of its inputs; saved beside it, checked when it is loaded."""
@@ -130,18 +137,18 @@ def assemble_request(
     item_index_C: Int32s,
     instant_ms: int,
     user_features_F: Floats,
-    user_category_CF: Floats,
-    item_CF: Floats,
-    creator_CF: Floats,
-    category_CF: Floats,
+    user_category_CF: Floats | Rows,
+    item_CF: Floats | Rows,
+    creator_CF: Floats | Rows,
+    category_CF: Floats | Rows,
     history: UserHistory,
     affinity_CA: Float32s | None = None,
     device: str | None,
 ) -> RankerInputs:
     """The inputs of one live request: one user row, C candidate rows, every candidate at `SERVING_POSITION`.
 
-    Windowed features come in the order of `features.specs.features_of`. Non-finite values become 0, and so does an
-    affinity that is not given.
+    Windowed features come in the order of `features.specs.features_of`, those of candidates as they are or as `Rows`
+    that they are gathered from. Non-finite values become 0, and so does an affinity that is not given.
     """
     kept = slice(0, layout.history_length)
     rows = Histories(
@@ -150,19 +157,28 @@ def assemble_request(
         weight_N=history.weight_L[kept],
         time_ms_N=history.time_ms_L[kept],
     )
-    parts = (user_category_CF, item_CF, creator_CF, category_CF)
-    candidate_CF = np.concatenate(parts, axis=1, dtype=np.float32, casting="same_kind")
     instant_C = np.full(len(item_index_C), instant_ms, np.int64)
     return RankerInputs(
         user_UF=clean(user_features_F[None, :]),
         device_U=device_codes(layout, [device]),
         hour_U=hours(instant_C[:1] if len(instant_C) else np.array([instant_ms])),
         **history_slots(layout, item_table, rows, np.array([instant_ms], np.int64)),
-        candidate_CF=clean(candidate_CF),
+        candidate_CF=_gathered(len(item_index_C), user_category_CF, item_CF, creator_CF, category_CF),
         **item_columns(layout, item_table, item_index_C, instant_C),
         affinity_CA=no_affinity(len(item_index_C)) if affinity_CA is None else clean(affinity_CA),
         position_C=np.full(len(item_index_C), SERVING_POSITION, np.int32),
     )
+
+
+def _gathered(candidates: int, *parts: Floats | Rows) -> Float32s:
+    """The parts beside each other, non-finite values as 0."""
+    rows = [part if isinstance(part, Rows) else Rows(part, np.arange(candidates)) for part in parts]
+    gathered_CF = np.empty((candidates, sum(part.values_XF.shape[1] for part in rows)), np.float32)
+    first = 0
+    for values_XF, row_C in rows:
+        _gather(np.ascontiguousarray(values_XF, np.float32), row_C, first, gathered_CF)
+        first += values_XF.shape[1]
+    return gathered_CF
 
 
 def no_affinity(rows: int) -> Float32s:
@@ -249,6 +265,21 @@ def _embedding_row(code: int, known: int) -> int:
 
 
 _INT32S, _INT64S = given(int32, 1), given(int64, 1)
+
+
+@compiled(given(float32, 2, contiguous=True), _INT64S, int64, float32[:, ::1])
+def _gather(values_XF: Float32s, row_C: Int64s, first: int, gathered_CF: Float32s) -> None:
+    """Fills the columns from the first on with each candidate's row."""
+    if len(row_C) != len(gathered_CF):
+        raise ValueError("row_C: needed is a row for each candidate.")
+    rows, features = values_XF.shape
+    for c in range(len(row_C)):
+        row = row_C[c] + rows if row_C[c] < 0 else row_C[c]
+        if not 0 <= row < rows:
+            raise IndexError("row_C: a row that the matrix does not have.")
+        for f in range(features):
+            value = values_XF[row, f]
+            gathered_CF[c, first + f] = value if np.isfinite(value) else float32(0)
 
 
 @compiled(_INT32S, *[_INT64S] * 3, *[_INT32S] * 3, _INT64S, int64, float32[:, ::1], int32[:, ::1])

@@ -13,7 +13,7 @@ from features.algebra import Float64s
 from features.user_state import UserState
 from models.history import UserHistory
 from models.item_table import Int32s
-from models.ranker_inputs import RankerInputs, assemble_request
+from models.ranker_inputs import RankerInputs, Rows, assemble_request
 from models.sources.base import Float32s
 from models.value import value
 from serving.view import LiveView
@@ -66,10 +66,10 @@ def assemble(view: LiveView, state: UserState, history: UserHistory, item_index_
         item_index_C=item_index_C,
         instant_ms=state.instant_ms,
         user_features_F=state.features_F,
-        user_category_CF=_user_category_AF(view, state)[category_C],
-        item_CF=view.items.take(item_index_C),
-        creator_CF=view.creators.take(creator_C),
-        category_CF=view.categories.take(category_C),
+        user_category_CF=Rows(_user_category_AF(view, state), category_C.astype(np.int64)),
+        item_CF=view.items.rows(item_index_C),
+        creator_CF=view.creators.rows(creator_C),
+        category_CF=view.categories.rows(category_C),
         history=history,
         affinity_CA=_affinity(view, history, item_index_C),
         device=device or None,

@@ -13,6 +13,7 @@ from features.algebra import Int64s
 from features.specs import Entity, features_of
 from models.bundle import Bundle
 from models.item_table import Int32s, ItemTable
+from models.ranker_inputs import Rows
 from models.sources.trending import trending_scores
 from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.item_snapshot import EntityFeatures, Floats, SnapshotFeatures
@@ -28,10 +29,9 @@ class AlignedFeatures:
     values_XF: Floats
     row_N: Int64s
 
-    def take(self, code_C: Int32s) -> Floats:
-        """`[C, F]` of the names with these codes."""
-        values_CF: Floats = self.values_XF[self.row_N[code_C]]
-        return values_CF
+    def rows(self, code_C: Int32s) -> Rows:
+        """Of the names with these codes."""
+        return Rows(self.values_XF, self.row_N[code_C])
 
     def column(self, f: int, code_C: Int32s | None = None) -> Floats:
         """One feature `[C]` of the names with these codes, or `[N]` of every name."""

@@ -9,13 +9,15 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, int32
+from numba import boolean, float32, float64, int32
 
 from features.compiled import compiled, given
 from models.sources import hnsw
 from models.sources.base import EMPTY, Arrays, Candidates, Float32s, Int32s, RetrievalRequest, padded, top
 from models.sources.inner_product import RoundedFactors
 from models.sources.kept import Kept
+
+Float64s = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,16 @@ class AlsSource:
 
     def _solved(self, item_index_L: Int32s, weight_L: Float32s) -> Float32s:
         known_L = item_index_L < len(self.item_factors_ID)
-        factors_LD = self.item_factors_ID[item_index_L[known_L]].astype(np.float64)
         confidence_L = self.alpha * weight_L[known_L].astype(np.float64)
-        # Xu = (YtCuY + l * I)^-1 YtCuPu, where Cu is w on every item and c - w more on the observed ones.
-        w, width = self.unobserved_weight, factors_LD.shape[1]
         ridge = self.regularization * (len(confidence_L) + self.frequency_offset) ** self.frequency_exponent
-        left_DD = w * self.gram_DD + factors_LD.T @ ((confidence_L - w)[:, None] * factors_LD) + ridge * np.eye(width)
-        user_D = np.linalg.solve(left_DD, factors_LD.T @ confidence_L)
+        # Xu = (YtCuY + l * I)^-1 YtCuPu
+        left_DD, user_D = np.empty_like(self.gram_DD), np.empty(len(self.gram_DD))
+        _normal_equations(
+            *(self._rows_ID, item_index_L[known_L], confidence_L, self.gram_DD, self.unobserved_weight, ridge),
+            *(left_DD, user_D),
+        )
+        if not _solve(left_DD, user_D):
+            raise np.linalg.LinAlgError("the history leaves the user's factors open; train with a regularization")
         return user_D.astype(np.float32)
 
     def affinity(self, user_D: Float32s, item_index_C: Int32s) -> Float32s:
@@ -147,6 +152,70 @@ _CONSTANTS = ("alpha", "regularization", "frequency_exponent", "unobserved_weigh
 
 
 _ROWS, _FLOATS = given(float32, 2, contiguous=True), given(float32, 1, contiguous=True)
+
+
+@compiled(
+    *[_ROWS, given(int32, 1), given(float64, 1), given(float64, 2, contiguous=True), float64, float64],
+    *[float64[:, ::1], float64[::1]],
+)
+def _normal_equations(
+    item_factors_ID: Float32s,
+    item_index_L: Int32s,
+    confidence_L: Float64s,
+    gram_DD: Float64s,
+    unobserved_weight: float,
+    ridge: float,
+    left_DD: Float64s,
+    right_D: Float64s,
+) -> None:
+    """YtCuY + l * I, of which the lower half is filled, and YtCuPu, where Cu is w on every item and c - w more on the
+    observed ones.
+    """
+    items, width = item_factors_ID.shape
+    factors_D = np.empty(width)
+    for d in range(width):
+        for e in range(d + 1):
+            left_DD[d, e] = unobserved_weight * gram_DD[d, e]
+        left_DD[d, d] += ridge
+        right_D[d] = 0.0
+    for n in range(len(item_index_L)):
+        item, confidence = item_index_L[n], confidence_L[n]
+        if not 0 <= item < items:
+            raise IndexError("item_index_L: an item without factors.")
+        for d in range(width):
+            factors_D[d] = item_factors_ID[item, d]
+            right_D[d] += confidence * factors_D[d]
+        for d in range(width):
+            more = (confidence - unobserved_weight) * factors_D[d]
+            for e in range(d + 1):
+                left_DD[d, e] += more * factors_D[e]
+
+
+@compiled(float64[:, ::1], float64[::1], returns=boolean, any_order=True)
+def _solve(left_DD: Float64s, right_D: Float64s) -> bool:
+    """Turns the right side into the solution by Cholesky's decomposition, which the lower half of the left side turns
+    into; false where it has none.
+    """
+    width = len(right_D)
+    for d in range(width):
+        for e in range(d + 1):
+            rest = left_DD[d, e]
+            for k in range(e):
+                rest -= left_DD[d, k] * left_DD[e, k]
+            if e < d:
+                left_DD[d, e] = rest / left_DD[e, e]
+            elif rest > 0:
+                left_DD[d, d] = np.sqrt(rest)
+            else:
+                return False
+        for e in range(d):
+            right_D[d] -= left_DD[d, e] * right_D[e]
+        right_D[d] /= left_DD[d, d]
+    for d in range(width - 1, -1, -1):
+        right_D[d] /= left_DD[d, d]
+        for e in range(d):
+            right_D[e] -= left_DD[d, e] * right_D[d]
+    return True
 
 
 @compiled(_ROWS, *[_FLOATS] * 2, given(int32, 1), float32[:, ::1], any_order=True)

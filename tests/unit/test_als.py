@@ -143,3 +143,22 @@ def test_items_unknown_to_the_model_do_not_move_the_user() -> None:
     more = source.fold_in(np.array([3, 99, 5], np.int32), np.array([1.0, 9.0, 2.0], np.float32))
     np.testing.assert_array_equal(known, more)
     assert not source.fold_in(np.array([99], np.int32), np.array([1.0], np.float32)).any()
+
+
+@pytest.mark.parametrize("unobserved_weight", [0.0, 0.3, 5.0])
+def test_a_folded_in_user_solves_the_normal_equations(unobserved_weight: float) -> None:
+    rng = np.random.default_rng(4)
+    factors_ID, width = rng.normal(size=(50, 7)).astype(np.float32), 7
+    source = AlsSource(item_factors_ID=factors_ID, alpha=2.0, regularization=0.1, unobserved_weight=unobserved_weight)
+    item_L, weight_L = np.array([3, 40, 8], np.int32), np.array([1.0, 0.5, 3.0], np.float32)
+    confidence_I = np.full(50, unobserved_weight)
+    confidence_I[item_L] = 2.0 * weight_L
+    left_DD = factors_ID.T.astype(np.float64) @ (confidence_I[:, None] * factors_ID) + 0.1 * np.eye(width)
+    right_D = factors_ID[item_L].T.astype(np.float64) @ (2.0 * weight_L)
+    np.testing.assert_allclose(source.fold_in(item_L, weight_L), np.linalg.solve(left_DD, right_D), rtol=1e-5)
+
+
+def test_a_history_that_leaves_the_factors_open_is_refused() -> None:
+    source = AlsSource(item_factors_ID=np.zeros((5, 3), np.float32), alpha=1.0, regularization=0.0)
+    with pytest.raises(np.linalg.LinAlgError, match="regularization"):
+        source.fold_in(np.array([1], np.int32), np.ones(1, np.float32))

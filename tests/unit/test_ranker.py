@@ -1,7 +1,9 @@
 """The ranker: its inputs, losses, optimiser, training, calibration and export."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +36,7 @@ from models.ranker_inputs import (
     USER_FEATURES,
     RankerInputs,
     RankerLayout,
+    Rows,
     assemble_request,
 )
 from models.sources.als import AlsSource
@@ -168,6 +171,37 @@ def test_what_training_did_not_know_is_out_of_vocabulary_and_non_finite_values_n
     assert inputs.item_C.tolist() == [OOV, 1] and inputs.creator_C[0] == OOV and inputs.device_U.tolist() == [OOV]
     assert inputs.static_CS[0].tolist() == [0.0, 0.0]
     assert all(np.isfinite(array).all() for array in inputs.feed().values())
+
+
+def test_rows_of_a_matrix_are_gathered_as_if_they_had_been_given(table: ItemTable, layout: RankerLayout) -> None:
+    rng, items = np.random.default_rng(0), np.arange(4, dtype=np.int32)
+    width = {entity: len(features_of(entity)) for entity in Entity}
+    values_XF = {entity: rng.normal(size=(6, width[entity])).astype(np.float32) for entity in Entity}
+    values_XF[Entity.ITEM][2] = np.nan
+    row_C = np.array([2, -1, 0, 2])
+
+    def assembled(part: Callable[[Entity], Any]) -> RankerInputs:
+        return assemble_request(
+            layout=layout,
+            item_table=table,
+            item_index_C=items,
+            instant_ms=1,
+            user_features_F=np.zeros(width[Entity.USER]),
+            user_category_CF=part(Entity.USER_CATEGORY),
+            item_CF=part(Entity.ITEM),
+            creator_CF=part(Entity.CREATOR),
+            category_CF=part(Entity.CATEGORY),
+            history=user_history((), table),
+            device=None,
+        )
+
+    gathered = assembled(lambda entity: Rows(values_XF[entity], row_C))
+    given = assembled(lambda entity: np.nan_to_num(values_XF[entity][row_C], nan=0.0).astype(np.float64))
+    np.testing.assert_array_equal(gathered.candidate_CF, given.candidate_CF)
+    with pytest.raises(IndexError, match="row_C"):
+        assembled(lambda entity: Rows(values_XF[entity], row_C + 4))
+    with pytest.raises(ValueError, match="row_C"):
+        assembled(lambda entity: Rows(values_XF[entity], row_C[:2]))
 
 
 def test_masked_loss_is_the_weighted_sum_of_each_heads_log_loss_where_its_label_is_defined() -> None:

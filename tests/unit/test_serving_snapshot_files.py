@@ -60,7 +60,8 @@ def _check(view: LiveView, known: dict[str, list[str]], instant_ms: int) -> None
     table = view.item_table
     of_entity = zip(ENTITIES, _names(table), (view.items, view.creators, view.categories), strict=False)
     for entity, names, aligned in of_entity:
-        got = aligned.take(np.arange(len(names), dtype=np.int32))[:, 0]
+        rows = aligned.rows(np.arange(len(names), dtype=np.int32))
+        got = rows.values_XF[rows.row_C][:, 0]
         want = [value(name if name in known[entity] else "", instant_ms) for name in names]
         assert got.tolist() == want, entity
 
