@@ -14,10 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import boolean, float32, int8, int32, int64
 
-from features.compiled import compiled, given, inlined
+from features.compiled import compiled, given
 from models.sources.base import EMPTY, Bools, Candidates, Float32s, Int32s
 
 _LEVELS = 127
+_SAMPLED = 17
+"""One of so many blocks of items is looked at first, to guess what the best reach."""
+_BLOCK = 64
+"""Items next to each other: memory that is read in steps is waited for each time."""
 _OFF = 0.505
 """Steps by which a rounded factor is off at most: a half, and something for the arithmetic."""
 
@@ -52,26 +56,34 @@ class RoundedFactors:
         off = float(_OFF * np.abs(user_D).sum())
         if count <= 0 or not np.isfinite(off):
             return EMPTY
-        item_I = np.empty(len(self.step_I), np.int32)
-        item_N = item_I[: _scan(self.steps_ID, self.step_I, user_D, off, allowed_I, count, item_I)]
+        least_N, item_N = self._reaching(-np.inf, user_D, off, allowed_I, every=_SAMPLED)
+        bound = _greatest(least_N, 2 * count // _SAMPLED + 8)
+        least_N, item_N = self._reaching(bound, user_D, off, allowed_I)
+        if _greatest(least_N, count) < bound:  # it was too high: some of the best may not reach it
+            least_N, item_N = self._reaching(-np.inf, user_D, off, allowed_I)
+        item_N = item_N[least_N + np.float32(2 * off) * self.step_I[item_N] >= _greatest(least_N, count)]
         score_N = np.empty(len(item_N), np.float32)
         _products(self.factors_ID, item_N, user_D, score_N)
         order_C = np.argsort(-score_N, kind="stable")[:count]
         return Candidates(item_index=item_N[order_C], score=score_N[order_C])
 
+    def _reaching(
+        self, bound: float, user_D: Float32s, off: float, allowed_I: Bools, every: int = 1
+    ) -> tuple[Float32s, Int32s]:
+        """What is allowed and may reach the bound, of each so many blocks one: its least product, and the item."""
+        least_I, item_I = np.empty(len(self.step_I), np.float32), np.empty(len(self.step_I), np.int32)
+        found = _scan(self.steps_ID, self.step_I, user_D, off, allowed_I, bound, every, least_I, item_I)
+        return least_I[:found], item_I[:found]
+
+
+def _greatest(value_N: Float32s, rank: int) -> float:
+    """The value of this rank, from 1; -inf where there are fewer."""
+    if rank > len(value_N):
+        return -np.inf
+    return float(np.partition(value_N, len(value_N) - rank)[len(value_N) - rank])
+
 
 _FLOATS = given(float32, 1, contiguous=True)
-
-
-@inlined
-def _within(bound: float, off: float, step_I: Float32s, least_N: Float32s, item_N: Int32s) -> int:
-    """Moves those that may reach the bound to the front; returns how many."""
-    kept = 0
-    for n in range(len(item_N)):
-        if least_N[n] + 2 * off * step_I[item_N[n]] >= bound:
-            least_N[kept], item_N[kept] = least_N[n], item_N[n]
-            kept += 1
-    return kept
 
 
 @compiled(
@@ -79,7 +91,9 @@ def _within(bound: float, off: float, step_I: Float32s, least_N: Float32s, item_
     *[_FLOATS] * 2,
     float32,
     given(boolean, 1, contiguous=True),
+    float32,
     int64,
+    float32[::1],
     int32[::1],
     returns=int64,
     any_order=True,
@@ -90,30 +104,22 @@ def _scan(
     user_D: Float32s,
     off: float,
     allowed_I: Bools,
-    count: int,
+    bound: float,
+    every: int,
+    least_I: Float32s,
     item_I: Int32s,
 ) -> int:
-    """Finds every allowed item that may be among the `count` best; returns how many, at the front of `item_I`.
-
-    The bound is the least that `count` items found so far reach: it rises as it goes.
-    """
+    """Returns how many reach it."""
     items, width = steps_ID.shape
-    least_I = np.empty(items, np.float32)
-    bound, found, room = float32(-np.inf), 0, 4 * count
-    for i in range(items):
-        product = float32(0)
-        for d in range(width):
-            product += float32(steps_ID[i, d]) * user_D[d]
-        if (product + off) * step_I[i] >= bound and allowed_I[i]:
-            least_I[found], item_I[found] = (product - off) * step_I[i], i
-            found += 1
-            if found == room:
-                bound = np.partition(least_I[:found], found - count)[found - count]
-                found = _within(bound, off, step_I, least_I[:found], item_I[:found])
-                room = found + 4 * count
-    if found > count:
-        bound = np.partition(least_I[:found], found - count)[found - count]
-        found = _within(bound, off, step_I, least_I[:found], item_I[:found])
+    found = 0
+    for first in range(0, items, _BLOCK * every):
+        for i in range(first, min(first + _BLOCK, items)):
+            product = float32(0)
+            for d in range(width):
+                product += float32(steps_ID[i, d]) * user_D[d]
+            if (product + off) * step_I[i] >= bound and allowed_I[i]:
+                least_I[found], item_I[found] = (product - off) * step_I[i], i
+                found += 1
     return found
 
 
