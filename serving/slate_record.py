@@ -85,7 +85,9 @@ def to_record(draft: SlateDraft) -> SlateRecord:
     evidence = draft.record.evidence
     if evidence is None:
         raise ValueError(f"slate {draft.record.request_id}: the draft has no evidence; allowed: one of draft_of")
-    unscored_M = ~np.isin(draft.item_index_M, draft.item_index_C) & (not draft.cut)
+    at_C = _places(draft)
+    unscored_M = np.full(len(draft.item_index_M), not draft.cut)
+    unscored_M[at_C] = False
     known_N = np.concatenate([draft.item_index_C, draft.item_index_M[unscored_M]])
     proposed = _proposed(draft, known_N)
     arrays = {
@@ -95,7 +97,7 @@ def to_record(draft: SlateDraft) -> SlateRecord:
     return replace(
         draft.record,
         items=_items(draft.items, len(draft.arrays["row_S"]), evidence.settings["heads"]),
-        candidates=_candidates(draft),
+        candidates=_candidates(draft, at_C),
         evidence=replace(
             evidence,
             unscored=tuple(_decoded(draft.item_ids_M[unscored_M])),
@@ -141,19 +143,29 @@ def _items(encoded: bytes, count: int, heads: Sequence[str]) -> tuple[SlateItem,
     )
 
 
-def _candidates(draft: SlateDraft) -> tuple[SlateCandidate, ...]:
+def _places(draft: SlateDraft) -> npt.NDArray[np.intp]:
+    """Where among the proposed items each candidate is."""
+    order_M = np.argsort(draft.item_index_M, kind="stable")
+    at_C = np.searchsorted(draft.item_index_M, draft.item_index_C, sorter=order_M)
+    at_C = order_M[np.minimum(at_C, len(order_M) - 1)] if len(order_M) else at_C[:0]
+    if not np.array_equal(draft.item_index_M[at_C], draft.item_index_C):
+        raise ValueError(f"slate {draft.record.request_id}: a candidate that nobody proposed")
+    return at_C
+
+
+def _candidates(draft: SlateDraft, at_C: npt.NDArray[np.intp]) -> tuple[SlateCandidate, ...]:
     """The scored candidates with who proposed each. Few sets of sources occur, so each is named once."""
-    bits_M = draft.from_source_MP @ (1 << np.arange(len(draft.source_names_P)))
+    bits_C = draft.from_source_MP[at_C] @ (1 << np.arange(len(draft.source_names_P)))
     names = {
         bits: tuple(name for p, name in enumerate(draft.source_names_P) if bits >> p & 1)
-        for bits in np.unique(bits_M).tolist()
+        for bits in set(bits_C.tolist())
     }
-    named_M = zip(_decoded(draft.item_ids_M), bits_M.tolist(), strict=True)
-    of_index = dict(zip(draft.item_index_M.tolist(), named_M, strict=True))
-    found = [of_index[index] for index in draft.item_index_C.tolist()]
+    columns = _decoded(draft.item_ids_M[at_C]), finite(draft.arrays["score_C"]).tolist(), bits_C.tolist()
     return tuple(
-        SlateCandidate(item_id=item_id, score=score, sources=names[bits])
-        for (item_id, bits), score in zip(found, finite(draft.arrays["score_C"]).tolist(), strict=True)
+        [
+            {"item_id": item_id, "score": score, "sources": names[bits]}
+            for item_id, score, bits in zip(*columns, strict=True)
+        ]
     )
 
 

@@ -72,8 +72,10 @@ def _run(*arguments: str, tmp_path: Path, **settings: str) -> subprocess.Complet
         (("demo", "--users", "1"), 1, "--users: got 1; input should be greater than or equal to"),
     ],
 )
-def test_what_is_wrong_ends_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
-    done = _run(*arguments, tmp_path=tmp_path, MILLRACE_PORT_BASE="41000")
+def test_what_is_wrong_ends_in_one_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str, free_port_base: int
+) -> None:
+    done = _run(*arguments, tmp_path=tmp_path, MILLRACE_PORT_BASE=str(free_port_base))
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert done.stderr.startswith("millrace: ")
@@ -135,7 +137,7 @@ def test_down_without_a_stack_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "the stack does not run")
 
 
-def test_a_user_is_erased_where_no_airflow_runs(tmp_path: Path) -> None:
+def test_a_user_is_erased_where_no_airflow_runs(tmp_path: Path, free_port_base: int) -> None:
     """The command does the DAG's steps itself; the report names nobody."""
     var = tmp_path / "var"
     write_repo(FeatureRepo(directory=var / "feature-repo", location=str(var / "store.db"), offline_root=var))
@@ -145,7 +147,7 @@ def test_a_user_is_erased_where_no_airflow_runs(tmp_path: Path) -> None:
         store.write_interactions([liked], {})
     for table in (TABLES.slates, TABLES.examples):
         write_deltalake(str(var / "lake" / table), pa.table({"user_id": ["ada", "eve"], "n": [1, 2]}))
-    done = _run("erase", "ada", tmp_path=tmp_path, MILLRACE_PORT_BASE="41000")
+    done = _run("erase", "ada", tmp_path=tmp_path, MILLRACE_PORT_BASE=str(free_port_base))
     assert done.returncode == 0, done.stderr
     assert "ada is refused from now on; 2 rows removed" in done.stdout
     assert "a scan of store and files found nothing of them" in done.stdout
@@ -155,10 +157,10 @@ def test_a_user_is_erased_where_no_airflow_runs(tmp_path: Path) -> None:
     assert "Kafka: events, slates" in report
 
 
-def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path) -> None:
+def test_doctor_names_what_a_machine_without_java_lacks(tmp_path: Path, free_port_base: int) -> None:
     empty = tmp_path / "bin"
     empty.mkdir()
-    done = _run("doctor", tmp_path=tmp_path, PATH=str(empty), MILLRACE_PORT_BASE="41000")
+    done = _run("doctor", tmp_path=tmp_path, PATH=str(empty), MILLRACE_PORT_BASE=str(free_port_base))
     assert done.returncode == 1
     assert "no java on PATH" in done.stdout
     assert "install Maven" in done.stdout
