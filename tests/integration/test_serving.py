@@ -371,7 +371,8 @@ def test_random_and_damaged_requests_get_the_right_status(tmp_path: Path, module
 def test_metrics_count_what_was_asked(service: Service, client: RankingClient) -> None:
     before = service.metric('ranking_requests_total{code="OK",method="Recommend"}')
     client.recommend("u")
-    assert service.metric('ranking_requests_total{code="OK",method="Recommend"}') == before + 1
+    answered = 'ranking_requests_total{code="OK",method="Recommend"}'
+    wait_for(lambda: service.metric(answered) == before + 1, "the count, which follows the answer")
     assert service.metric("ranking_catalogue_items") >= 200
 
 
