@@ -98,6 +98,16 @@ def _hash_one(text_B: Bytes, start: int, end: int) -> np.uint64:
     return found
 
 
+@inlined
+def _number(text_B: Bytes, b: int) -> tuple[int, int]:
+    """The number whose digits begin there, and where they end; 0 where there are none."""
+    value = 0
+    while b < len(text_B) and _ZERO <= text_B[b] <= _NINE:
+        value = 10 * value + text_B[b] - _ZERO
+        b += 1
+    return value, b
+
+
 @compiled(given(uint8, 1, contiguous=True), given(int64, 1), uint64[::1])
 def _hash(text_B: Bytes, end_N: Int64s, hash_N: Uint64s) -> None:
     start = 0
@@ -119,12 +129,7 @@ def _parse(text_B: Bytes, hash_N: Uint64s, time_ms_N: Int64s) -> int:
         while b < len(text_B) and text_B[b] != _QUOTE:
             b += 1
         hash_N[found] = _hash_one(text_B, start, b)
-        b += 2
-        time_ms = 0
-        while b < len(text_B) and _ZERO <= text_B[b] <= _NINE:
-            time_ms = 10 * time_ms + text_B[b] - _ZERO
-            b += 1
-        time_ms_N[found] = time_ms
+        time_ms_N[found], b = _number(text_B, b + 2)
         found += 1
     return found
 
@@ -149,14 +154,11 @@ def _parse_events(
             type_hash, code = _hash_one(text_B, start, end), 0
             while code < len(type_hash_T) and type_hash_T[code] != type_hash:
                 code += 1
-            b += 1
-            digits, time_ms = b, 0
-            while b < len(text_B) and _ZERO <= text_B[b] <= _NINE:
-                time_ms = 10 * time_ms + text_B[b] - _ZERO
-                b += 1
+            digits = b + 1
+            time_ms_N[n], b = _number(text_B, digits)
             if code == len(type_hash_T) or b == digits:
                 return n
-            type_code_N[n], time_ms_N[n] = code, time_ms
+            type_code_N[n] = code
         elif string == 2:
             item_hash_N[n] = _hash_one(text_B, start, end)
         string += 1
