@@ -55,5 +55,6 @@ class UserState:
     followed: frozenset[str]
     """Creators followed and not unfollowed since."""
     newest_event_ms: int | None
-    """Event time of the newest event that windows and sets both reflect (one of them where the other has nothing
-    stored); None for an unknown user."""
+    """Event time of the newest event that windows and sets both reflect (one of them where the other has nothing stored
+    and the event is older than streamed tiles live); None for an unknown user, and until both have the first event of a
+    new one."""

@@ -19,7 +19,7 @@ from features.keyed_sets import Decision, DecisionKind, StoredHistory, latest, n
 from features.ledger import LedgerRow
 from features.specs import KEY_FIELDS, Entity, features_of
 from features.tile_rows import KeyedTiles, PackedTiles, TileBatch, TileRow, family_named, keyed_tiles, unpacked
-from features.tiles import FAMILIES, USER_CATEGORY_TILES, TileFamily, family_of
+from features.tiles import FAMILIES, STREAMED_RETENTION_MS, USER_CATEGORY_TILES, TileFamily, family_of
 from features.user_state import Interaction, UserState
 
 Offsets = Mapping[tuple[str, int], int]
@@ -174,7 +174,7 @@ class Backend(ABC):
         features_GF = self._user.finalise(with_total_WGK, instant_ms)
         history = StoredHistory(user_id, stored.history)
         seen = newest_seen(stored.seen)
-        newest_ms = _reflected_by_both(int(tiles.max_event_time_T.max(initial=0)), latest(seen))
+        newest_ms = _reflected_by_both(int(tiles.max_event_time_T.max(initial=0)), latest(seen), instant_ms)
         return UserState(
             user_id=user_id,
             instant_ms=instant_ms,
@@ -366,6 +366,9 @@ def _keyed(family: TileFamily, stored: Sequence[PackedTiles]) -> KeyedTiles:
     return keyed_tiles(family, [part.key for part in stored], [part.packed for part in stored])
 
 
-def _reflected_by_both(tiles_ms: int, sets_ms: int) -> int:
-    """The earlier of two newest events: tiles and sets arrive by topics of their own. 0 stands for none stored."""
-    return min(tiles_ms, sets_ms) or max(tiles_ms, sets_ms)
+def _reflected_by_both(tiles_ms: int, sets_ms: int, instant_ms: int) -> int:
+    """The earlier of two newest events, since tiles and sets arrive by topics of their own; 0 stands for none. Where
+    one side has nothing, that of the other counts once it is so old that it may have been kept alone.
+    """
+    earlier_ms, later_ms = sorted((tiles_ms, sets_ms))
+    return earlier_ms or (later_ms if later_ms < instant_ms - STREAMED_RETENTION_MS else 0)

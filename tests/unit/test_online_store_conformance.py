@@ -114,7 +114,6 @@ class TestTiles:
         assert user["user_clicks_1h"] == 3
         assert user["user_ctr_24h"] == 3 / 8
         assert user["user_ms_since_click_30d"] == NOW_MS - (start_ms + 2)
-        assert state.newest_event_ms == start_ms + 1
 
     @pytest.mark.parametrize("instant_ms", [NOW_MS, NOW_MS + MS_PER_MINUTE * 90, NOW_MS + 3 * MS_PER_DAY])
     def test_read_user_and_read_entity_agree(self, store: Backend, instant_ms: int) -> None:
@@ -268,13 +267,25 @@ class TestKeyedSets:
         state = store.read_user("ada", NOW_MS)
         assert state.history == (watch, click)
         assert dict(state.seen) == {"a": NOW_MS, "b": NOW_MS + 1}
-        assert state.newest_event_ms == NOW_MS + 1
 
     def test_newest_event_is_what_tiles_and_sets_both_reflect(self, store: Backend) -> None:
-        store.write_tiles("user_category", [tile("user_category", ("ada", "music"), NOW_MS, 1)], {})
+        ada, bob = [tile("user_category", (user_id, "music"), NOW_MS, 1) for user_id in ("ada", "bob")]
+        store.write_tiles("user_category", [ada], {})
+        store.write_interactions([event(EventType.CLICK, NOW_MS - 5, "e1", user_id="bob")], {})
+        assert store.read_user("ada", NOW_MS).newest_event_ms is None
+        assert store.read_user("bob", NOW_MS).newest_event_ms is None
+        store.write_interactions([event(EventType.CLICK, NOW_MS + 3, "e2")], {})
+        store.write_tiles("user_category", [bob], {})
         assert store.read_user("ada", NOW_MS).newest_event_ms == NOW_MS + 1
-        store.write_interactions([event(EventType.CLICK, NOW_MS - 5, "e1")], {})
-        assert store.read_user("ada", NOW_MS).newest_event_ms == NOW_MS - 5
+        assert store.read_user("bob", NOW_MS).newest_event_ms == NOW_MS - 5
+
+    def test_an_old_event_counts_though_its_tile_or_its_set_has_gone(self, store: Backend) -> None:
+        old_ms = NOW_MS - STREAMED_RETENTION_MS - 1
+        store.write_tiles("user_category", [tile("user_category", ("ada", "music"), old_ms - 1, 1)], {})
+        store.write_interactions([event(EventType.CLICK, old_ms, "e1", user_id="bob")], {})
+        for user_id in ("ada", "bob"):
+            assert store.read_user(user_id, NOW_MS).newest_event_ms == old_ms
+            assert store.read_user(user_id, NOW_MS - 1).newest_event_ms is None
 
     def test_undoing_holds_whatever_comes_first(self, store: Backend) -> None:
         events = [
