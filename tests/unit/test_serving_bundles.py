@@ -1,5 +1,6 @@
 """Several bundles at once: which answers, how one takes the place of another, and what a challenger says of it."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from models.bundle import CHAMPION, Bundle
 from models.bundle_writer import reweighted
 from models.champions import set_champion
 from models.value import DEFAULT_WEIGHTS
+from serving import priority
 from serving.answer import Answer, to_proto
 from serving.arms import MILLRACE, Arm
 from serving.bundles import BundleWatcher
@@ -127,6 +129,26 @@ def _experiments(bundle_id: str | None = None, extra: str = "") -> str:
         f'[[experiments]]\nname = "e"\nsalt = "e"\n{extra}[[experiments.arms]]\nname = "control"\nshare = 0.5\n'
         f'[[experiments.arms]]\nname = "new"\nshare = 0.5\n{named}'
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_loading_gives_way_to_requests_unless_it_starts_the_rankers_threads(
+    live: Live, bundles: Bundles, tmp_path: Path, threads: int
+) -> None:
+    shutil.copytree(bundles.directory / bundles.first, tmp_path / bundles.first)
+    promote(tmp_path, bundles.first)
+    own, found = _niceness(), list[int]()
+    watcher = BundleWatcher(
+        live=live, bundles_dir=tmp_path, threads=threads, on_switch=lambda *_: found.append(_niceness())
+    )
+    watcher.start()
+    wait_for(lambda: found, "the bundle")
+    watcher.stop()
+    assert found == [max(own, priority.LOW) if threads == 1 else own]
+
+
+def _niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 # Arms.
