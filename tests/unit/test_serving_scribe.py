@@ -189,16 +189,25 @@ def test_the_worker_hears_whether_kafka_answers(address: Path, answers: list[Ans
         log.close()
 
 
-def test_a_scribe_that_is_told_to_end_writes_what_it_was_sent(address: Path, answers: list[Answer]) -> None:
-    writer = Writer()
+def test_a_scribe_that_is_told_to_end_writes_what_it_was_sent(
+    address: Path, answers: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, sent = Writer(), list[Answer]()
     with scribe(address, writer) as stop:
         log = _log(address)
+        send = log._send
+
+        def counted(answer: Answer) -> None:
+            send(answer)
+            sent.append(answer)
+
+        monkeypatch.setattr(log, "_send", counted)
         log.submit(answers[0])
         wait_for(lambda: len(writer.drafts) == 1, "the first slate")
         writer.may_write.clear()
         for answer in answers[1:4]:
             log.submit(answer)
-        wait_for(lambda: not log._queue, "the slates to be sent")
+        wait_for(lambda: len(sent) == 4, "the slates to be sent")
         stop.set()
         writer.may_write.set()
         wait_for(lambda: writer.closed == 1, "its end")
