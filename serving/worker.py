@@ -66,9 +66,6 @@ QUIET_S, LAME_DUCK_S = 0.25, 3.0
 """After SIGTERM requests are still answered until none has come for the first, at most for the second: callers that
 watch health have gone by then, and gRPC cancels what it has received but not yet handed over when it stops."""
 OBSERVE_EVERY_S = 1.0
-SWITCH_S = 0.0005
-"""How long a thread keeps Python's lock while another wants it. A request lets go of it some dozens of times, and waits
-so long for it each time while a bundle is loaded: a quarter of a second in all with Python's own 5 ms."""
 COLLECT_EVERY = 20_000
 """New objects after which the garbage collector looks at them: those of some dozens of requests."""
 
@@ -272,7 +269,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if config.core is not None:
         os.sched_setaffinity(0, {config.core})
     log_as_json(config.log_level)
-    sys.setswitchinterval(SWITCH_S)
 
     async def serve() -> None:
         await Worker(config, clock_ms=lambda: time.time_ns() // 1_000_000).run()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from models.value import DEFAULT_WEIGHTS
 from serving import priority
 from serving.answer import Answer, to_proto
 from serving.arms import MILLRACE, Arm
-from serving.bundles import BundleWatcher
+from serving.bundles import HAND_OVER_S, BundleWatcher
 from serving.item_snapshot import ItemSnapshot
 from serving.live import Live
 from serving.metrics import Metrics
@@ -137,14 +138,18 @@ def test_loading_gives_way_to_requests_unless_it_starts_the_rankers_threads(
 ) -> None:
     shutil.copytree(bundles.directory / bundles.first, tmp_path / bundles.first)
     promote(tmp_path, bundles.first)
-    own, found = _niceness(), list[int]()
+    own, usual_s, found = _niceness(), sys.getswitchinterval(), list[tuple[int, float]]()
     watcher = BundleWatcher(
-        live=live, bundles_dir=tmp_path, threads=threads, on_switch=lambda *_: found.append(_niceness())
+        live=live,
+        bundles_dir=tmp_path,
+        threads=threads,
+        on_switch=lambda *_: found.append((_niceness(), sys.getswitchinterval())),
     )
     watcher.start()
     wait_for(lambda: found, "the bundle")
     watcher.stop()
-    assert found == [max(own, priority.LOW) if threads == 1 else own]
+    assert found == [(max(own, priority.LOW) if threads == 1 else own, pytest.approx(HAND_OVER_S))]
+    assert sys.getswitchinterval() == pytest.approx(usual_s)
 
 
 def _niceness() -> int:
