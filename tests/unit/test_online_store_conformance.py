@@ -114,6 +114,7 @@ class TestTiles:
         assert user["user_clicks_1h"] == 3
         assert user["user_ctr_24h"] == 3 / 8
         assert user["user_ms_since_click_30d"] == NOW_MS - (start_ms + 2)
+        assert store.read_entity(Entity.USER, [("ada",)], NOW_MS).newest_event_ms_G.tolist() == [start_ms + 1]
 
     @pytest.mark.parametrize("instant_ms", [NOW_MS, NOW_MS + MS_PER_MINUTE * 90, NOW_MS + 3 * MS_PER_DAY])
     def test_read_user_and_read_entity_agree(self, store: Backend, instant_ms: int) -> None:
@@ -267,6 +268,8 @@ class TestKeyedSets:
         state = store.read_user("ada", NOW_MS)
         assert state.history == (watch, click)
         assert dict(state.seen) == {"a": NOW_MS, "b": NOW_MS + 1}
+        store.write_tiles("user_category", [tile("user_category", ("ada", "music"), NOW_MS, 3)], {})
+        assert store.read_user("ada", NOW_MS).newest_event_ms == NOW_MS + 1
 
     def test_newest_event_is_what_tiles_and_sets_both_reflect(self, store: Backend) -> None:
         ada, bob = [tile("user_category", (user_id, "music"), NOW_MS, 1) for user_id in ("ada", "bob")]
